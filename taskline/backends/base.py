@@ -1,0 +1,96 @@
+"""The seam between the core and whatever keeps outcomes.
+
+A result backend stores one outcome per task id, wakes those who wait for it,
+remembers revocations, and counts for groups. It never decodes a frame.
+
+Threads: any thread may call anything, except that one thread at a time is in
+`wait` (the core sees to that). No backend object is used across a fork.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from taskline.clock import SYSTEM_CLOCK, Clock
+from taskline.message import Outcome
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """The wish that a task be not run; with `terminate`, that it be stopped if it runs."""
+
+    id: str
+    terminate: bool = False
+
+
+class Backend(ABC):
+    """Keeps outcomes. See the module's docstring for who may call what."""
+
+    scheme: ClassVar[str]
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.clock = clock
+
+    @abstractmethod
+    def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Store these outcomes and wake who waits; returns those that were refused.
+
+        An outcome is refused when the one already stored for its id has a greater
+        fence, or has the same fence and a final state while this one has none.
+        """
+
+    @abstractmethod
+    def fetch(self, ids: Collection[str]) -> dict[str, Outcome]:
+        """The stored, unexpired outcomes of these ids, whatever their state."""
+
+    @abstractmethod
+    def wait(self, ids: Collection[str], timeout: float) -> dict[str, Outcome]:
+        """Wait until at least one of these ids is final; returns all that are.
+
+        Returns an empty dict after `timeout` seconds or on `interrupt`.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Make a `wait` in another thread, or the next one, return early."""
+
+    @abstractmethod
+    def forget(self, ids: Sequence[str]) -> None:
+        """Delete the outcomes of these ids."""
+
+    @abstractmethod
+    def expire(self, ids: Sequence[str], ttl: float | None) -> None:
+        """Let the outcomes of these ids end `ttl` seconds from now; None keeps them."""
+
+    @abstractmethod
+    def revoke(self, revocations: Sequence[Revocation], ttl: float) -> None:
+        """Remember revocations for `ttl` seconds, so that workers that start later see them."""
+
+    @abstractmethod
+    def revoked(self, after: int) -> tuple[int, list[Revocation]]:
+        """Revocations newer than the cursor `after` (0 for all), and the new cursor."""
+
+    @abstractmethod
+    def count(self, key: str, member: str, ttl: float) -> int:
+        """Add a member to a counted set; returns its size. Adding a member twice counts once.
+
+        The set ends `ttl` seconds after its last member was added.
+        """
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Return if the backend answers and can be written to; raise `BackendError` if not."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """What people want to know: `backend`, `address`, `version`, …. Never a password."""
+
+    def maintain(self) -> None:
+        """Background upkeep (deleting what has expired), called by idle workers."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back connections and files. Idempotent; safe to call from any thread."""

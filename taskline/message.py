@@ -155,7 +155,8 @@ _encode = msgspec.json.encode
 def new_id() -> str:
     """A UUIDv7 (RFC 9562) as 32 hexadecimal digits: sorts by time of creation."""
     rand = os.urandom(10)
-    return f"{time.time_ns() // 1_000_000:012x}7{rand[:2].hex()[1:]}{0x80 | rand[2] & 0x3F:02x}{rand[3:].hex()}"
+    variant = 0x80 | rand[2] & 0x3F
+    return f"{time.time_ns() // 1_000_000:012x}7{rand[:2].hex()[1:]}{variant:02x}{rand[3:].hex()}"
 
 
 def join(header: Header | OutcomeHeader, body: bytes) -> bytes:

@@ -1,0 +1,3 @@
+"""Functions that run later, elsewhere, reliably."""
+
+__version__ = "0.1.0"

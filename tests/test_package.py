@@ -1,0 +1,44 @@
+"""What the distribution promises: version, entry points, typing, and a light import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import taskline
+
+ROOT = Path(taskline.__file__).parent.parent
+
+HEAVY = [
+    "asyncio",
+    "click",
+    "cloudpickle",
+    "difflib",
+    "kombu",
+    "rich",
+    "sqlite3",
+    "tenacity",
+    "tomli",
+    "yaml",
+]
+
+
+def test_the_version_is_a_literal_that_setuptools_reads_without_importing() -> None:
+    source = Path(taskline.__file__).read_text()
+    match = re.search(r'^__version__ = "(\d+\.\d+\.\d+\S*)"$', source, re.MULTILINE)
+    assert match is not None
+    assert match[1] == taskline.__version__
+
+
+def test_type_checkers_see_the_types() -> None:
+    assert (ROOT / "taskline" / "py.typed").exists()
+
+
+def test_import_leaves_out_what_is_loaded_when_used() -> None:
+    code = "import sys, taskline; print(*sorted(set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(HEAVY) & set(run.stdout.split()) == set()

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from taskline.clock import SYSTEM_CLOCK, Clock
+from taskline.errors import ConfigurationError
 from taskline.message import Outcome
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from taskline.registry import Spec
 
 
 class Revocation(msgspec.Struct, frozen=True):
@@ -31,8 +37,19 @@ class Backend(ABC):
 
     scheme: ClassVar[str]
 
+    distributes: ClassVar[bool] = False
+    """Whether `from_spec` takes the URLs of several nodes."""
+
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
+
+    @classmethod
+    def from_spec(cls, spec: Spec, clock: Clock) -> Self:
+        """Open one for a URL or a connector mapping, or several URLs where it distributes.
+
+        Raises `ConfigurationError` for what it does not understand.
+        """
+        raise ConfigurationError(f"{cls.__name__} is opened from Python, not by a URL or mapping")
 
     @abstractmethod
     def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -88,7 +105,7 @@ class Backend(ABC):
     def info(self) -> dict[str, Any]:
         """What people want to know: `backend`, `address`, `version`, …. Never a password."""
 
-    def maintain(self) -> None:
+    def maintain(self) -> None:  # noqa: B027 (most need none)
         """Background upkeep (deleting what has expired), called by idle workers."""
 
     @abstractmethod

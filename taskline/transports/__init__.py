@@ -1,0 +1,28 @@
+"""Transports by scheme. `taskline.transports.base` is the seam that they implement."""
+
+from __future__ import annotations
+
+from taskline.clock import SYSTEM_CLOCK, Clock
+from taskline.registry import Kind, Registry, Spec
+from taskline.transports.base import Transport
+
+TRANSPORTS: Registry[Transport] = Registry(
+    "broker",
+    "taskline.transports",
+    Transport,
+    {
+        "memory": Kind("taskline.transports.memory:MemoryTransport"),
+        "sqlite": Kind("taskline.transports.sqlite:SQLiteTransport"),
+    },
+)
+
+
+def open_transport(spec: Spec, *, clock: Clock = SYSTEM_CLOCK) -> Transport:
+    """A new transport for a URL, a list of URLs, or a connector mapping; the caller closes it.
+
+    A mapping's `type` is a scheme, one of Sergeant's names, or the dotted path
+    `package.module:Class`. Raises `ConfigurationError` when there is no such
+    transport or its driver is missing.
+    """
+    found, spec = TRANSPORTS.find(spec)
+    return found.from_spec(spec, clock)

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.errors import NotSupported
+from taskline.errors import ConfigurationError, NotSupported
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from taskline.backends.base import Backend
+    from taskline.registry import Spec
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -82,8 +85,19 @@ class Transport(ABC):
     scheme: ClassVar[str]
     capabilities: Capabilities = Capabilities()
 
+    distributes: ClassVar[bool] = False
+    """Whether `from_spec` takes the URLs of several nodes."""
+
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
+
+    @classmethod
+    def from_spec(cls, spec: Spec, clock: Clock) -> Self:
+        """Open one for a URL or a connector mapping, or several URLs where it distributes.
+
+        Raises `ConfigurationError` for what it does not understand.
+        """
+        raise ConfigurationError(f"{cls.__name__} is opened from Python, not by a URL or mapping")
 
     @abstractmethod
     def send(self, messages: Sequence[Message]) -> None:
@@ -200,7 +214,7 @@ class Transport(ABC):
         Never a password.
         """
 
-    def maintain(self) -> None:
+    def maintain(self) -> None:  # noqa: B027 (most need none)
         """Background upkeep, called by idle workers about once a second."""
 
     @abstractmethod

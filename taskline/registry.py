@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from taskline.errors import ConfigurationError
 
-T = TypeVar("T")
+
+class _Opened(Protocol):
+    distributes: ClassVar[bool]
+
+
+T = TypeVar("T", bound=_Opened)
 
 Spec: TypeAlias = "str | Sequence[str] | Mapping[str, Any]"
 """What an app is given as broker or backend."""
@@ -20,10 +25,10 @@ LATER = ("redis", "rediss", "mongodb", "kafka", "kombu", "rsmq", "disque")
 
 
 class Kind(NamedTuple):
-    """Where a class is, and whether it spreads over the several nodes of a list."""
+    """Where a class is, and the extra of Taskline that installs its driver."""
 
     path: str
-    distributes: bool = False
+    extra: str = ""
 
 
 class Registry(Generic[T]):
@@ -89,8 +94,8 @@ class Registry(Generic[T]):
 
     def _load(self, name: str, several: bool) -> type[T]:
         kind = self._kind(name)
-        found = self._import(name, kind.path)
-        if several and not (kind.distributes or getattr(found, "distributes", False)):
+        found = self._import(name, kind)
+        if several and not found.distributes:
             raise ConfigurationError(
                 f"{name} cannot spread over several nodes: give one {self.what} URL, not a list"
             )
@@ -116,20 +121,21 @@ class Registry(Generic[T]):
     def _plug_ins(self) -> dict[str, Kind]:
         from importlib.metadata import entry_points
 
-        return {point.name: Kind(point.value) for point in entry_points(group=self.group)}
+        return {
+            point.name: Kind(f"{point.module}:{point.attr}")
+            for point in entry_points(group=self.group)
+        }
 
-    def _import(self, name: str, path: str) -> type[T]:
+    def _import(self, name: str, kind: Kind) -> type[T]:
         from importlib import import_module
 
-        module, _, attribute = path.partition(":")
+        module, _, attribute = kind.path.partition(":")
         try:
             found = getattr(import_module(module), attribute)
         except ImportError as error:
+            remedy = f"; install it: pip install 'taskline[{kind.extra}]'" if kind.extra else ""
             raise ConfigurationError(
-                f"the {name} {self.what} cannot be loaded: {error}; install what it needs, "
-                f"such as: pip install 'taskline[{name}]'"
-                if name in self.known
-                else f"the {name} {self.what} cannot be loaded: {error}"
+                f"the {name} {self.what} cannot be loaded: {error}{remedy}"
             ) from error
         except AttributeError:
             raise ConfigurationError(
@@ -137,7 +143,7 @@ class Registry(Generic[T]):
             ) from None
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise ConfigurationError(
-                f"the {name} {self.what} at {path} is not a taskline {self.base.__name__}"
+                f"the {name} {self.what} at {kind.path} is not a taskline {self.base.__name__}"
             )
         return cast("type[T]", found)
 

@@ -194,7 +194,7 @@ def options_of(spec: Spec, rest: str, **known: Callable[[str], Any]) -> dict[str
 
 def hide_password(url: str) -> str:
     """The URL with `***` for the password, fit for messages and logs."""
-    scheme, colon, tail = url.partition("://")
+    scheme, colon, tail = url.partition("://") if "://" in url else ("", "", url)
     credentials, at, host = tail.rpartition("@")
     user, secret, _ = credentials.partition(":")
     return f"{scheme}{colon}{user}{':***' if secret else ''}{at}{host}"

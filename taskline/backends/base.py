@@ -105,7 +105,7 @@ class Backend(ABC):
     def info(self) -> dict[str, Any]:
         """What people want to know: `backend`, `address`, `version`, …. Never a password."""
 
-    def maintain(self) -> None:  # noqa: B027 (most need none)
+    def maintain(self) -> None:
         """Background upkeep (deleting what has expired), called by idle workers."""
 
     @abstractmethod

@@ -214,7 +214,7 @@ class Transport(ABC):
         Never a password.
         """
 
-    def maintain(self) -> None:  # noqa: B027 (most need none)
+    def maintain(self) -> None:
         """Background upkeep, called by idle workers about once a second."""
 
     @abstractmethod

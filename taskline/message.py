@@ -172,7 +172,7 @@ def split(frame: bytes) -> tuple[Header, bytes]:
     head, newline, body = frame.partition(b"\n")
     try:
         header = _header_decoder.decode(head)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SerializationError(f"not a Taskline message: {error}") from None
     _check(header.v, newline)
     return header, body
@@ -183,7 +183,7 @@ def split_outcome(frame: bytes) -> tuple[OutcomeHeader, bytes]:
     head, newline, body = frame.partition(b"\n")
     try:
         header = _outcome_decoder.decode(head)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SerializationError(f"not a Taskline outcome: {error}") from None
     _check(header.v, newline)
     return header, body

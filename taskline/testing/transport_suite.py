@@ -1,0 +1,70 @@
+"""The conformance suite for transports, for those who write one.
+
+    class TestPigeon(TransportConformance):
+        @pytest.fixture
+        def make_transport(self, tmp_path):
+            return lambda clock: PigeonTransport(tmp_path / "coop", clock)
+
+Each sentence of `taskline.transports.base` is a test; what the transport declares
+it has not (its `capabilities`) is skipped, with the reason. `docs/testing.md` tells more.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from taskline.clock import Clock, ManualClock
+from taskline.testing.cases import dead, leases, looking, receiving, sending
+from taskline.testing.cases.transport import MakeTransport, TransportSuite
+
+
+class Histories(TransportSuite):
+    """Random histories, compared with a model: `taskline.testing.transport_machine`."""
+
+    histories = 60
+    steps = 40
+
+    def test_histories_agree_with_the_model(
+        self, make_transport: MakeTransport, clock: Clock
+    ) -> None:
+        if not isinstance(clock, ManualClock):
+            pytest.skip("needs a store whose time is moved by hand")
+        hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+        from hypothesis.stateful import run_state_machine_as_test
+
+        from taskline.testing.transport_machine import transport_machine
+
+        run_state_machine_as_test(
+            transport_machine(make_transport, clock),
+            settings=hypothesis.settings(
+                max_examples=self.histories,
+                stateful_step_count=self.steps,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(hypothesis.HealthCheck),
+            ),
+        )
+
+
+class TransportConformance(
+    sending.Sending,
+    sending.Ordering,
+    sending.Delay,
+    sending.Idempotence,
+    receiving.Receiving,
+    receiving.Waking,
+    receiving.Crowds,
+    leases.Leases,
+    leases.Fencing,
+    leases.Release,
+    leases.Replace,
+    leases.Recovery,
+    dead.DeadLetters,
+    looking.Stats,
+    looking.Peek,
+    looking.Removal,
+    looking.Health,
+    looking.SharedAck,
+    Histories,
+):
+    """Subclass it as `Test…` and override the fixture `make_transport`."""

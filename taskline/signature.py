@@ -1,0 +1,300 @@
+"""A task's typed signature: what callers may give, and what the function gets."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature
+from types import SimpleNamespace
+from typing import Any, NoReturn, Optional, get_type_hints
+
+from taskline.conversion import Conversion, conversion
+from taskline.errors import ConfigurationError, InvalidArguments
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+class TaskSignature:
+    """The parameters of a function and their types; with `bind`, without the first.
+
+    Annotations are resolved at the first use, so they may name what is defined
+    later. Where one cannot be resolved, or asks for what cannot be converted, values
+    pass as they come, and a warning in the log says so once.
+
+    `doc` is the first line of the function's docstring. Raises `ConfigurationError`
+    when `bind` is given and there is no first parameter.
+    """
+
+    def __init__(self, function: Callable[..., Any], bind: bool = False) -> None:
+        self.function = function
+        self.name: str = getattr(function, "__name__", type(function).__name__)
+        self.doc = (inspect.getdoc(function) or "").partition("\n")[0]
+        self.signature = _signature(function, bind)
+        parameters = self.signature.parameters.values()
+        positional = [p for p in parameters if p.kind in _POSITIONAL]
+        keyword_only = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+        self._names = [p.name for p in positional]
+        self._most = len(positional)
+        self._shapes = [
+            _shape(positional[:count], positional[count:] + keyword_only)
+            for count in range(self._most + 1)
+        ]
+        # With at least so many positional arguments, keyword arguments are not needed.
+        self._enough: float = next(
+            (count for count, shape in enumerate(self._shapes) if not shape[0]), float("inf")
+        )
+        self._takes_more = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)
+        self._takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+        self._resolved = False
+        self._positional: list[Conversion | None] = []
+        self._by_name: dict[str, Conversion | None] = {}
+        self._star: Conversion | None = None
+        self._star_name = ""
+        self._star_star: Conversion | None = None
+        self._returns: Conversion | None = None
+
+    def __str__(self) -> str:
+        """`(order_id: int, to: str, *, copy: bool = False) -> str`"""
+        return str(
+            self.signature.replace(
+                parameters=[
+                    p.replace(annotation=_as_written(p.annotation))
+                    for p in self.signature.parameters.values()
+                ],
+                return_annotation=_as_written(self.signature.return_annotation),
+            )
+        )
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """The caller's side: raise `InvalidArguments` unless a call with these would work.
+
+        Values fit that are, or on arrival will be, what is declared: instances and
+        their subclasses, an int for a float, a tuple for a list, a dict for a model.
+        """
+        if not self._resolved:
+            self._resolve()
+        if kwargs or not self._enough <= len(args) <= self._most:
+            self._match(args, kwargs)
+        for value, asked in zip(args, self._positional):  # noqa: B905
+            if asked is not None and type(value) not in asked.accepts:
+                self._check_slowly(args, kwargs)
+                return
+        for name, value in kwargs.items():
+            asked = self._by_name.get(name, self._star_star)
+            if asked is not None and type(value) not in asked.accepts:
+                self._check_slowly(args, kwargs)
+                return
+        if len(args) > self._most and self._star is not None:
+            self._check_slowly(args, kwargs)
+
+    def convert(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The worker's side: the arguments as the annotations declare them.
+
+        Raises `InvalidArguments` when they do not fit the parameters or cannot be converted.
+        """
+        if not self._resolved:
+            self._resolve()
+        if kwargs or not self._enough <= len(args) <= self._most:
+            self._match(args, kwargs)
+        for value, asked in zip(args, self._positional):  # noqa: B905
+            if asked is not None and type(value) not in asked.exact:
+                return self._convert_slowly(args, kwargs)
+        for name, value in kwargs.items():
+            asked = self._by_name.get(name, self._star_star)
+            if asked is not None and type(value) not in asked.exact:
+                return self._convert_slowly(args, kwargs)
+        if len(args) > self._most and self._star is not None:
+            return self._convert_slowly(args, kwargs)
+        return args, kwargs
+
+    def convert_result(self, value: Any) -> Any:
+        """A result off the wire as the return annotation declares it.
+
+        One that cannot be converted is returned as it came: that the function does
+        not return what it says is not the reader's mistake.
+        """
+        if not self._resolved:
+            self._resolve()
+        if self._returns is None or type(value) in self._returns.exact:
+            return value
+        try:
+            return self._returns.convert(value)
+        except Exception:
+            return value
+
+    def _match(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise `InvalidArguments` unless number and names of the arguments fit."""
+        given = kwargs.keys()
+        count = min(len(args), self._most)
+        needed, allowed, again = self._shapes[count]
+        if (
+            (len(args) == count or self._takes_more)
+            and needed <= given
+            and (given.isdisjoint(again) if self._takes_any else given <= allowed)
+        ):
+            return
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidArguments(f"{self.name}{self}: {error}") from None
+
+    def _check_slowly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        for name, asked, value in self._pairs(args, kwargs):
+            if asked is not None and type(value) not in asked.accepts:
+                try:
+                    asked.check(value)
+                except Exception as error:
+                    self._refuse(name, value, error)
+
+    def _convert_slowly(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        values = []
+        for name, asked, value in self._pairs(args, kwargs):
+            if asked is not None and type(value) not in asked.exact:
+                try:
+                    value = asked.convert(value)
+                except Exception as error:
+                    self._refuse(name, value, error)
+            values.append(value)
+        count = len(args)
+        return values[:count], dict(zip(kwargs, values[count:], strict=True))
+
+    def _pairs(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[tuple[str, Conversion | None, Any]]:
+        """Name, conversion and value of each argument, the positional ones first."""
+        found = list(zip(self._names, self._positional, args))  # noqa: B905
+        found += [(self._star_name, self._star, value) for value in args[self._most :]]
+        found += [
+            (name, self._by_name.get(name, self._star_star), value)
+            for name, value in kwargs.items()
+        ]
+        return found
+
+    def _refuse(self, name: str, value: Any, error: Exception) -> NoReturn:
+        try:
+            shown = _line(repr(value), 80)
+        except Exception:
+            # Nested too deeply, or with a repr of its own that fails.
+            shown = f"({type(value).__name__})"
+        reason = _line(str(error), 300)
+        raise InvalidArguments(f"{self.name}{self}: {name} = {shown}: {reason}") from None
+
+    def _resolve(self) -> None:
+        """Work out the conversions. Two threads may do so at once; they find the same."""
+        hints, problems = _hints(self.function)
+        parameters = self.signature.parameters
+        found: dict[str, Conversion | None] = {}
+        for name in [*parameters, "return"]:
+            hint = hints.get(name, Any)
+            if name in parameters and parameters[name].default is None:
+                hint = Optional[hint]  # noqa: UP045
+            try:
+                found[name] = conversion(hint)
+            except Exception as error:
+                found[name] = None
+                problems[name] = error
+        self._returns = found.pop("return")
+        for name, parameter in parameters.items():
+            if parameter.kind is Parameter.VAR_POSITIONAL:
+                self._star, self._star_name = found[name], f"*{name}"
+            elif parameter.kind is Parameter.VAR_KEYWORD:
+                self._star_star = found[name]
+            elif parameter.kind is not Parameter.POSITIONAL_ONLY:
+                self._by_name[name] = found[name]
+        self._positional = [found[name] for name in self._names]
+        self._resolved = True
+        for name, problem in problems.items():
+            if name in parameters or name == "return":
+                self._warn(name, problem)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        import logging
+
+        logging.getLogger("taskline").warning(
+            "%s%s: the annotation of %s cannot be used, its values pass as they come: %s",
+            self.name,
+            self,
+            name if name == "return" else f"parameter {name}",
+            _line(str(error), 300),
+        )
+
+
+def _signature(function: Callable[..., Any], bind: bool) -> Signature:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        # Some built-in functions do not tell; they check their arguments themselves.
+        anything = [
+            Parameter("args", Parameter.VAR_POSITIONAL),
+            Parameter("kwargs", Parameter.VAR_KEYWORD),
+        ]
+        return Signature(anything)
+    if not bind:
+        return signature
+    parameters = list(signature.parameters.values())
+    if parameters and parameters[0].kind in _POSITIONAL:
+        return signature.replace(parameters=parameters[1:])
+    if parameters and parameters[0].kind is Parameter.VAR_POSITIONAL:
+        return signature
+    raise ConfigurationError(
+        f"bind=True gives the task as first argument, but {signature} has none for it"
+    )
+
+
+def _shape(
+    taken: list[Parameter], rest: list[Parameter]
+) -> tuple[frozenset[Any], frozenset[str], frozenset[str]]:
+    """Which of the rest must be given by keyword, which may be, and which names may not be again.
+
+    A positional-only one that must be given stands for itself: no keyword equals it.
+    """
+    by_name = {p.name: p for p in rest if p.kind is not Parameter.POSITIONAL_ONLY}
+    needed = {name for name, p in by_name.items() if p.default is Parameter.empty}
+    never = {p for p in rest if p.name not in by_name and p.default is Parameter.empty}
+    again = {p.name for p in taken if p.kind is not Parameter.POSITIONAL_ONLY}
+    return frozenset(needed | never), frozenset(by_name), frozenset(again)
+
+
+def _hints(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """The function's type hints, and why the others could not be resolved, by name."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    if not hasattr(function, "__annotations__"):
+        function = type(function).__call__
+    try:
+        return get_type_hints(function, include_extras=True), {}
+    except Exception:
+        hints, problems = {}, {}
+        for name, annotation in getattr(function, "__annotations__", {}).items():
+            alone = SimpleNamespace(__annotations__={name: annotation})
+            scope = getattr(function, "__globals__", {})
+            try:
+                hints.update(get_type_hints(alone, scope, include_extras=True))
+            except Exception as error:
+                problems[name] = error
+        return hints, problems
+
+
+def _as_written(annotation: Any) -> Any:
+    """An annotation that `str(signature)` shows without the quotes of a postponed one."""
+    return _Verbatim(annotation) if isinstance(annotation, str) else annotation
+
+
+class _Verbatim:
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _line(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

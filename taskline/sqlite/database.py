@@ -1,0 +1,263 @@
+"""One SQLite file: connections, short transactions, patience with other writers, clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from taskline.clock import SYSTEM_CLOCK
+from taskline.errors import ConfigurationError, TasklineError, TransportError
+from taskline.sqlite.location import Location
+from taskline.sqlite.pool import Pool
+from taskline.sqlite.schema import LAYOUT, check_library, layout_of, upgrade
+
+T = TypeVar("T")
+
+AUTOCHECKPOINT = 8000
+"""Pages in the write-ahead log before a writer must copy them; `maintain` mostly does it first."""
+LOG_LIMIT = 64 * 1024 * 1024
+"""Bytes to which the write-ahead log is cut back."""
+
+_ROWS = (256, 64, 16, 4, 1)
+"""Rows in one INSERT. Few sizes, so that their statements stay prepared."""
+
+_BUSY = ("database is locked", "database table is locked", "locking protocol")
+
+
+def as_json(values: Iterable[Any]) -> str:
+    """A list as the one parameter of `json_each(?)`."""
+    return json.dumps(list(values))
+
+
+def insert(
+    connection: sqlite3.Connection, head: str, row: str, params: Sequence[Any], tail: str = ""
+) -> int:
+    """Insert many rows with few statements; returns how many were inserted.
+
+    `row` is the placeholder of one row, `params` are those of all rows in turn.
+    """
+    # Every step of a statement lets go of the GIL, and a busy thread may keep it for a
+    # switch interval: `executemany`, a step for each row, is 200 times slower beside one.
+    width = row.count("?")
+    inserted = start = 0
+    for size in _ROWS:
+        statement = ""
+        while len(params) - start >= size * width:
+            statement = statement or f"{head} VALUES {','.join([row] * size)} {tail}"
+            end = start + size * width
+            inserted += connection.execute(statement, params[start:end]).rowcount
+            start = end
+    return inserted
+
+
+class Database:
+    """The file, for any number of threads. `error` is the class of the errors it raises."""
+
+    def __init__(self, location: Location, error: type[TransportError]) -> None:
+        check_library()
+        self.location = location
+        self.path = location.path
+        self._error = error
+        self._pool = Pool(self.connect)
+        self._next_checkpoint = 0.0
+
+    def connect(self) -> sqlite3.Connection:
+        """A new connection to the file, which is made or migrated if it must be."""
+        connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._patiently(lambda: self._prepare(connection))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        full = self.location.durability == "full"
+        connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+        if layout_of(connection, self.path) < LAYOUT:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise ConfigurationError(
+                    f"{self.path} is on a file system without shared memory for SQLite's "
+                    "write-ahead log: put it on a local disk"
+                )
+            upgrade(connection, self.path)
+        connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
+
+    def run(self, statement: str, params: Sequence[Any]) -> int:
+        """One writing statement, a transaction of its own; returns the rows it changed."""
+        return self._use(lambda connection: connection.execute(statement, params).rowcount)
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` reads. Each of its statements sees the file at one moment."""
+        return self._use(work)
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do all that `work` does, or nothing. It may be called again when the file was busy."""
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            result = work(connection)
+            connection.execute("COMMIT")
+            return result
+
+        return self._use(transaction)
+
+    def maintain(self) -> None:
+        """Copy what was committed from the write-ahead log to the file, so that writers need not.
+
+        It blocks nobody, and does so rarely enough to take 1/200 of the calling thread's time.
+        """
+        start = SYSTEM_CLOCK.monotonic()
+        if start >= self._next_checkpoint:
+            self.read(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+            took = SYSTEM_CLOCK.monotonic() - start
+            self._next_checkpoint = start + max(1.0, 200 * took)
+
+    def ping(self) -> None:
+        """Return if the file can be written to."""
+        self.write(lambda connection: None)
+
+    def info(self) -> dict[str, Any]:
+        mode = self.read(lambda db: db.execute("PRAGMA journal_mode").fetchone()[0])
+        return {
+            "address": self.path,
+            "version": f"SQLite {sqlite3.sqlite_version}",
+            "journal": mode,
+            "durability": self.location.durability,
+            "size": sum(
+                os.path.getsize(path)
+                for path in (self.path, f"{self.path}-wal")
+                if os.path.exists(path)
+            ),
+        }
+
+    def own(self) -> sqlite3.Connection:
+        """A connection for reading that its taker keeps until `disown`."""
+        try:
+            return self._pool.own()
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def disown(self, connection: sqlite3.Connection) -> None:
+        self._pool.drop(connection)
+
+    def close(self) -> None:
+        """Close all connections, those in use as soon as they are not."""
+        self._pool.close()
+
+    def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._pool.closed:
+            raise self._error(f"{self.path} was closed: open it again", retryable=False)
+        connection = self._take()
+        try:
+            result = work(connection)
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error):
+                self._quit(connection)
+                raise self._explain(error) from None
+        except sqlite3.Error as error:
+            self._quit(connection)
+            raise self._explain(error) from None
+        except BaseException:
+            self._quit(connection)
+            raise
+        else:
+            self._pool.give(connection)
+            return result
+        return self._insist(connection, work)
+
+    def _take(self) -> sqlite3.Connection:
+        try:
+            return self._pool.take()
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def _insist(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do the work as soon as the file is not busy."""
+
+        def attempt() -> T:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            return work(connection)
+
+        try:
+            result = self._patiently(attempt)
+        except sqlite3.Error as error:
+            self._quit(connection)
+            raise self._explain(error) from None
+        except BaseException:
+            self._quit(connection)
+            raise
+        self._pool.give(connection)
+        return result
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        # Real time, whatever clock the app has: who holds the file is another process.
+        until = SYSTEM_CLOCK.monotonic() + self.location.busy_timeout
+        pause = 0.00005
+        while True:
+            try:
+                return attempt()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+            if SYSTEM_CLOCK.monotonic() >= until:
+                raise self._error(
+                    f"{self.path} was busy for {self.location.busy_timeout:g} s: another process "
+                    "keeps it locked; end that, or raise busy_timeout",
+                    retryable=True,
+                )
+            SYSTEM_CLOCK.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 1.5, 0.005)
+
+    def _quit(self, connection: sqlite3.Connection) -> None:
+        """Undo what a connection has begun and let it go: closing it rolls back."""
+        self._pool.drop(connection)
+
+    def _explain(self, error: sqlite3.Error) -> TasklineError:
+        """The error for people. SQLite's texts are the only codes that Python 3.10 has."""
+        text = str(error)
+        path = self.path
+        if "file is not a database" in text:
+            return ConfigurationError(
+                f"{path} is not an SQLite database: give Taskline a file of its own"
+            )
+        if "disk is full" in text:
+            return self._error(
+                f"{path} cannot grow: the disk is full; free some space", retryable=False
+            )
+        if "readonly" in text:
+            return self._error(
+                f"{path} cannot be written: let this user write the file and its directory",
+                retryable=False,
+            )
+        if "unable to open" in text:
+            return self._error(f"{path} cannot be opened: {self._why_not()}", retryable=False)
+        if "malformed" in text:
+            return self._error(
+                f"{path} is damaged ({text}): restore it, or use sqlite3's .recover",
+                retryable=False,
+            )
+        if "I/O error" in text:
+            return self._error(f"{path}: {text}: check the disk", retryable=True)
+        return self._error(f"{path}: {text}", retryable=False)
+
+    def _why_not(self) -> str:
+        directory = os.path.dirname(self.path)
+        if os.path.isdir(self.path):
+            return "it is a directory; name a file in it"
+        if not os.path.isdir(directory):
+            return f"there is no directory {directory}; make it first"
+        return f"let this user read and write it and {directory}"
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return str(error).startswith(_BUSY)

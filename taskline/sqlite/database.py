@@ -80,7 +80,14 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         full = self.location.durability == "full"
         connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
-        if layout_of(connection, self.path) < LAYOUT:
+        # One snapshot: another process may be making the file at this moment.
+        connection.execute("BEGIN")
+        try:
+            layout = layout_of(connection, self.path)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        if layout < LAYOUT:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigurationError(

@@ -1,9 +1,9 @@
 """Messages in one SQLite file, for many processes of one machine.
 
 A row is a message. Claims, acknowledgements and all else that workers do take a
-batch in one short transaction. A lease is fenced by (`seq`, `deliveries`): `seq`
-is never used twice and `deliveries` grows with each handing-over. A late receipt
-is good for as long as nobody else got the message.
+batch in one short transaction. A receipt is the pair (`seq`, `deliveries`): `seq`
+is never used twice and `deliveries` grows with each handing-over. When its time
+is over a lease still holds until the next `receive` of anybody ends it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _LEASE = """
     UPDATE messages SET state = 2, at = ?, owner = ?, deliveries = deliveries + 1
     WHERE seq IN (SELECT value FROM json_each(?))
 """
-_HELD = "seq IN (SELECT value FROM json_each(?)) AND deliveries = ? AND owner <> ''"
+_HELD = "seq IN (SELECT value FROM json_each(?)) AND deliveries = ? AND state = 2"
 _DELETE = "DELETE FROM messages"
 _RECOVER = """
     UPDATE messages SET state = 0, at = NULL, owner = '',
@@ -200,9 +200,10 @@ class SQLiteTransport(Transport):
                     content = read.fetchone()[0]
                 else:
                     content = bytes.fromhex(frame)
-                taken.append(Delivery(key, queue, content, deliveries + 1, lost, seq))
+                receipt = (seq, deliveries + 1)
+                taken.append(Delivery(key, queue, content, deliveries + 1, lost, receipt))
         if taken:
-            seqs = as_json([delivery.receipt for delivery in taken])
+            seqs = as_json(delivery.receipt[0] for delivery in taken)
             db.execute(_LEASE, (now + lease, consumer, seqs))
         return taken
 
@@ -247,10 +248,10 @@ class SQLiteTransport(Transport):
 
         def succeed(db: sqlite3.Connection, held: Sequence[Delivery]) -> None:
             params: list[Any] = []
-            there = set(map(_token, held))
+            there = {delivery.receipt for delivery in held}
             for delivery, message in pairs:
-                if _token(delivery) in there:
-                    params += _row(message, now, delivery.deliveries)
+                if delivery.receipt in there:
+                    params += _row(message, now, delivery.receipt[1])
             insert(db, _INSERT, _ROW, params, _NEW_ID)
 
         lost = self._settle([delivery for delivery, _ in pairs], _DELETE, (), succeed)
@@ -258,16 +259,16 @@ class SQLiteTransport(Transport):
         return lost
 
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
-        change = "UPDATE messages SET state = 2, at = ?"
+        change = "UPDATE messages SET at = ?"
         return self._settle(deliveries, change, (self.clock.time() + lease,))
 
     def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
         def lay(db: sqlite3.Connection, held: Sequence[Delivery]) -> None:
-            there = set(map(_token, held))
+            there = {delivery.receipt for delivery in held}
             rows = {
-                letter.id: (delivery.deliveries, letter)
+                letter.id: (delivery.receipt[1], letter)
                 for delivery, letter in burials
-                if _token(delivery) in there
+                if delivery.receipt in there
             }
             db.execute(f"DELETE FROM dead WHERE {_IDS}", (as_json(rows),))
             params: list[Any] = []
@@ -327,7 +328,7 @@ class SQLiteTransport(Transport):
         held: list[Delivery] = []
         lost: list[Delivery] = []
         for delivery in deliveries:
-            (held if _token(delivery) in there else lost).append(delivery)
+            (held if delivery.receipt in there else lost).append(delivery)
         self._change(db, held, change, params, then)
         return lost
 
@@ -455,14 +456,10 @@ def _rows(messages: Sequence[Message], now: float) -> list[Any]:
     return params
 
 
-def _token(delivery: Delivery) -> tuple[int, int]:
-    """What names a handing-over for ever."""
-    return (delivery.receipt, delivery.deliveries)
-
-
 def _by_count(deliveries: Sequence[Delivery]) -> dict[int, set[int]]:
     """The receipts by how often their messages were handed over: mostly once."""
     groups: dict[int, set[int]] = {}
     for delivery in deliveries:
-        groups.setdefault(delivery.deliveries, set()).add(delivery.receipt)
+        seq, count = delivery.receipt
+        groups.setdefault(count, set()).add(seq)
     return groups

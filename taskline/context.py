@@ -1,0 +1,136 @@
+"""What a running task knows of itself: `current_task`, and `task.request` for bound tasks."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import Any, cast
+
+from taskline.errors import TasklineError
+from taskline.message import Header
+
+
+class Request:
+    """One run of a task: what its message says, and what this handing-over adds.
+
+    `receipt` is the transport's own, opaque to all others. `deadline` is the time
+    (Unix seconds) at which `timeout` ends the run, or None. `cancelled` becomes
+    true when the run was revoked with `terminate` or lost its lease: a long
+    task may look at it and return early.
+    """
+
+    __slots__ = ("cancelled", "deadline", "deliveries", "header", "receipt")
+
+    def __init__(
+        self,
+        header: Header,
+        *,
+        deliveries: int = 1,
+        receipt: Any = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.header = header
+        self.deliveries = deliveries
+        self.receipt = receipt
+        self.deadline = deadline
+        self.cancelled = False
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.header.id
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.header.task
+
+    @property
+    def queue(self) -> str:
+        """The queue it came by."""
+        return self.header.queue
+
+    @property
+    def priority(self) -> int:
+        """0 (last) to 9 (first)."""
+        return self.header.priority
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the retry policy this is; the first is 1."""
+        return self.header.attempt
+
+    @property
+    def eta(self) -> float | None:
+        """Before when it was not to run, Unix seconds."""
+        return self.header.eta
+
+    @property
+    def expires(self) -> float | None:
+        """After when it was not to be started, Unix seconds."""
+        return self.header.expires
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """What the caller gave as `headers=`."""
+        return self.header.headers
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the task that sent this one, or None."""
+        return self.header.parent
+
+    @property
+    def root(self) -> str | None:
+        """The id of the first task of this family, or None when it is this one."""
+        return self.header.root
+
+    def __repr__(self) -> str:
+        return f"<Request {self.name} {self.id} attempt {self.attempt}>"
+
+
+_request: ContextVar[Request | None] = ContextVar("taskline_request", default=None)
+
+running = _request.get
+"""The request of the task that runs in this context, or None."""
+
+
+def activate(request: Request) -> Token[Request | None]:
+    """Make `request` the current one of this context, until `deactivate(token)`."""
+    return _request.set(request)
+
+
+def deactivate(token: Token[Request | None]) -> None:
+    """Undo `activate`."""
+    _request.reset(token)
+
+
+def require() -> Request:
+    """The current request; raises `TasklineError` outside of a task."""
+    request = _request.get()
+    if request is None:
+        raise TasklineError("current_task is only known inside a running task")
+    return request
+
+
+class _CurrentTask:
+    """Reads every attribute from the request of the task that runs here."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        request = _request.get()
+        if request is None:
+            raise TasklineError(f"current_task.{name} is only known inside a running task")
+        return getattr(request, name)
+
+    def __bool__(self) -> bool:
+        return _request.get() is not None
+
+    def __repr__(self) -> str:
+        return repr(_request.get() or "<no task runs here>")
+
+
+current_task = cast(Request, _CurrentTask())
+"""The running task's `Request`. False in a condition when no task runs here."""

@@ -1,0 +1,107 @@
+"""An app's connections: opened at first use, one of each in a process, never shared by a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from taskline.backends import open_backend
+from taskline.backends.base import Backend
+from taskline.clock import Clock
+from taskline.config import Settings
+from taskline.transports import open_transport
+from taskline.transports.base import Transport
+from taskline.waiters import Waiters
+
+
+class Connections:
+    """The transport and the backend of one app, and those who wait for the backend."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._inherited: list[object] = []
+        self._lock = threading.Lock()
+        self.current: Transport | None = None
+        """The open transport, or None before its first use."""
+        self._backend: Backend | None = None
+        self._waiters: Waiters | None = None
+        _all.add(self)
+
+    def transport(self) -> Transport:
+        """The open transport, opened now if need be."""
+        if self.current is not None:
+            return self.current
+        opened = self.new_transport()
+        kept = self._keep(opened)
+        if kept is not opened:  # another thread was faster
+            opened.close()
+        return kept
+
+    def _keep(self, opened: Transport) -> Transport:
+        with self._lock:
+            if self.current is None:
+                self.current = opened
+            return self.current
+
+    def backend(self) -> Backend | None:
+        """The open backend, opened now if need be; None when results are not kept."""
+        if self._backend is not None or self._settings.backend is None:
+            return self._backend
+        opened = self.new_backend()
+        if opened is None:
+            return None
+        kept = self._keep_backend(opened)
+        if kept is not opened:
+            opened.close()
+        return kept
+
+    def _keep_backend(self, opened: Backend) -> Backend:
+        with self._lock:
+            if self._backend is None:
+                self._backend, self._waiters = opened, Waiters(opened)
+            return self._backend
+
+    def waiters(self) -> Waiters | None:
+        """Those who wait for the backend; None when results are not kept."""
+        return self._waiters if self.backend() is not None else None
+
+    def new_transport(self) -> Transport:
+        """A further connection to the broker."""
+        return open_transport(self._settings.broker, clock=self._clock)
+
+    def new_backend(self) -> Backend | None:
+        """A further connection to the result backend."""
+        return open_backend(self._settings.backend, clock=self._clock)
+
+    def close(self) -> None:
+        """Close both; they are opened anew when they are used again."""
+        with self._lock:
+            transport, backend = self.current, self._backend
+            self.current = self._backend = self._waiters = None
+        if transport is not None:
+            transport.close()
+        if backend is not None:
+            backend.close()
+
+    def abandon(self) -> None:
+        """In a child process: start anew, and leave to the parent what is the parent's.
+
+        The objects are kept, because collecting them might close what is shared.
+        """
+        self._inherited += [self.current, self._backend]
+        self._lock = threading.Lock()
+        self.current = self._backend = self._waiters = None
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for connections in _all:
+        connections.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

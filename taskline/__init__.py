@@ -1,3 +1,66 @@
 """Functions that run later, elsewhere, reliably."""
 
+from taskline.app import Taskline
+from taskline.context import current_task
+from taskline.errors import (
+    BackendError,
+    ConfigurationError,
+    Ignore,
+    InvalidArguments,
+    LeaseLost,
+    MessageRefused,
+    NoResult,
+    NotSupported,
+    Reject,
+    ResultTimeout,
+    Retry,
+    SerializationError,
+    SoftTimeout,
+    TaskExpired,
+    TaskFailed,
+    TasklineError,
+    TaskPoisoned,
+    TaskRejected,
+    TaskRevoked,
+    TaskTimeout,
+    TransportError,
+    UnknownTask,
+)
+from taskline.policy import RetryPolicy
+from taskline.result import AsyncResult, ResultSet
+from taskline.task import AsyncTask, Task
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncResult",
+    "AsyncTask",
+    "BackendError",
+    "ConfigurationError",
+    "Ignore",
+    "InvalidArguments",
+    "LeaseLost",
+    "MessageRefused",
+    "NoResult",
+    "NotSupported",
+    "Reject",
+    "ResultSet",
+    "ResultTimeout",
+    "Retry",
+    "RetryPolicy",
+    "SerializationError",
+    "SoftTimeout",
+    "Task",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskPoisoned",
+    "TaskRejected",
+    "TaskRevoked",
+    "TaskTimeout",
+    "Taskline",
+    "TasklineError",
+    "TransportError",
+    "UnknownTask",
+    "__version__",
+    "current_task",
+]

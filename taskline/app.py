@@ -1,0 +1,321 @@
+"""`Taskline`: the app, which holds the tasks, the settings and the connections."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
+
+from msgspec import UNSET, UnsetType
+
+from taskline import config
+from taskline.batch import Batch, current_batch
+from taskline.clock import SYSTEM_CLOCK, Clock
+from taskline.codec import Codec
+from taskline.connections import Connections
+from taskline.dead import DeadLetters
+from taskline.errors import ConfigurationError, NoResult
+from taskline.message import Message, Outcome
+from taskline.options import TASK_OPTIONS, CallOptions, identifier, refuse_unknown
+from taskline.result import AsyncResult
+from taskline.task import AsyncTask, Calls, Task, make, replaces
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from taskline.backends.base import Backend
+    from taskline.options import SendOptions, TaskOptions
+    from taskline.transports.base import Transport
+    from taskline.waiters import Waiters
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CALL = "taskline.call"
+"""The built-in task that runs a function which came with its message."""
+
+_MOST_FINISHED = 1000
+"""How many outcomes of eager mode are remembered."""
+
+
+class Decorator(Protocol):
+    """What `@app.task(...)` with options is."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BoundDecorator(Protocol):
+    """What `@app.task(bind=True)` is: the function's first argument is the task."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+
+
+class Taskline:
+    """An app: tasks, settings, and the way to a broker and a result backend.
+
+    `broker` is a URL, a list of URLs (several unclustered nodes) or a connector mapping;
+    `backend` the same, or None to keep no results. Other settings by name, see
+    `taskline.config.Settings`. Each may also come from the environment (`TASKLINE_BROKER`).
+    Connections are opened at first use; close them with `close()`, or use the
+    app in a `with`. Threads may share an app, and it may be used on both sides of a fork.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        broker: str | Sequence[str] | Mapping[str, Any] | UnsetType = UNSET,
+        backend: str | Sequence[str] | Mapping[str, Any] | UnsetType | None = UNSET,
+        clock: Clock = SYSTEM_CLOCK,
+        **settings: Any,
+    ) -> None:
+        if broker is not UNSET:
+            settings["broker"] = broker
+        if backend is not UNSET:
+            settings["backend"] = backend
+        self._set_up(name, config.load(settings, None, os.environ), clock)
+
+    @classmethod
+    def from_config(
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        name: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        **settings: Any,
+    ) -> Taskline:
+        """An app with settings from a YAML or TOML file, or a mapping.
+
+        `name` may stand in the file too. Arguments go before the environment, and that
+        before the file.
+        """
+        found = dict(source) if isinstance(source, Mapping) else config.read(source)
+        in_file = found.pop("name", None)
+        named = name or in_file
+        if named is None:
+            raise ConfigurationError("the app has no name: give name= here or in the configuration")
+        app = cls.__new__(cls)
+        app._set_up(named, config.load(settings, found, os.environ), clock)
+        return app
+
+    def _set_up(self, name: str, settings: config.Settings, clock: Clock) -> None:
+        self.name = identifier("name", name)
+        self.settings = settings
+        self.clock = clock
+        # The system's clock is asked without a call of ours: every delay() asks it.
+        self.now: Callable[[], float] = time.time if type(clock) is Clock else clock.time
+        self.codec = Codec(settings)
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.dead = DeadLetters(self)
+        self._finished: dict[str, Outcome] = {}
+        self._connections = Connections(settings, clock)
+        if "cloudpickle" in settings.accept:
+            self.task(name=CALL, serializer="cloudpickle")(_call)
+
+    # Tasks
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, function: None = None, /, *, bind: Literal[True], **options: Unpack[TaskOptions]
+    ) -> BoundDecorator: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        bind: Literal[False] = False,
+        **options: Unpack[TaskOptions],
+    ) -> Decorator: ...
+    def task(
+        self, function: Any = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]
+    ) -> Any:
+        """Make a task of a function: `@app.task`, or `@app.task(queue="mail", retry=3)`.
+
+        `name`: by default the module and the function. `queue`. `priority`: 0 to 9, the
+        highest first. `retry`: a number, a mapping or tenacity's objects. `timeout`: seconds
+        after which a run is ended; `soft_timeout`: after which it gets `SoftTimeout`.
+        `expires`: seconds after which it is not started any more. `result_ttl`: seconds for
+        which the outcome is kept. `serializer`. `ack`: "late", after the run, or "early",
+        before it (at most once). `bind`: the first argument is the task itself.
+
+        Raises `ConfigurationError` for a wrong option, for a function that cannot be a
+        task, and for a name that another function has.
+        """
+        refuse_unknown(options, TASK_OPTIONS)
+        given = {**options, "bind": bind}
+        if function is None:
+            return lambda function: self._register(make(self, function, given))
+        return self._register(make(self, function, given))
+
+    def _register(self, task: Task[..., Any]) -> Task[..., Any]:
+        old = self.tasks.get(task.name)
+        if old is not None and not replaces(task, old):
+            raise ConfigurationError(
+                f"the name {task.name} is taken by {old.__module__}.{old.__qualname__}: "
+                f"give one of them another with name="
+            )
+        self.tasks[task.name] = task
+        return task
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResult[Any]:
+        """Send a task by its name; its code need not be imported here.
+
+        Where it is, its signature is checked and its options hold. See
+        `Task.options` for the options.
+        """
+        return self._calls(name).apply_async(args, kwargs, **options)
+
+    def _calls(self, name: str) -> Calls[..., Any]:
+        settings = self.settings
+        usual = CallOptions(settings.queue, settings.priority, settings.serializer)
+        return self.tasks.get(name) or Calls(
+            self,
+            identifier("task name", name),
+            None,
+            usual.changed({"expires": settings.expires}),
+        )
+
+    @overload
+    def submit(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncResult[R]: ...
+    @overload
+    def submit(
+        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncResult[R]: ...
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Send a function that is no task, a closure or a lambda for instance, by cloudpickle."""
+        task = self.tasks.get(CALL)
+        if task is None:
+            raise ConfigurationError(
+                f"submit() sends code: set accept={[*self.settings.accept, 'cloudpickle']!r} and "
+                f"signing_key=..., or accept_unsigned=True if all who reach the broker are trusted"
+            )
+        return task.delay(function, args, kwargs)
+
+    # Sending
+
+    def batch(self) -> Batch:
+        """Collect what this context sends: `with app.batch() as results: ...`.
+
+        The messages leave together at the end of the block, a thousand in each
+        round trip, and `results` is the `ResultSet` of them. When the block raises,
+        nothing is sent. A batch within a batch leaves with the outer one.
+        """
+        return Batch(self)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Give messages to the batch of this context or, without one, to the broker."""
+        batch = current_batch()
+        if batch is not None and batch.take(self, messages):
+            return
+        connections = self._connections
+        (connections.current or connections.transport()).send(messages)
+
+    def run_here(self, message: Message) -> AsyncResult[Any]:
+        """Run a message's task in this thread, as the setting `eager` asks for."""
+        from taskline.eager import run
+
+        final = run(self, message)
+        if len(self._finished) >= _MOST_FINISHED:
+            del self._finished[next(iter(self._finished))]
+        self._finished[final.id] = final
+        result: AsyncResult[Any] = AsyncResult(self, final.id, header=message.header, final=final)
+        batch = current_batch()
+        if batch is not None:
+            batch.note(self, result)
+        return result
+
+    # Results
+
+    def AsyncResult(self, id: str) -> AsyncResult[Any]:  # noqa: N802
+        """The result of a task that was sent before, perhaps by another process."""
+        return AsyncResult(self, id, final=self._finished.get(id))
+
+    # Connections
+
+    @property
+    def transport(self) -> Transport:
+        """The connection to the broker, one in each process. Opened at first use."""
+        return self._connections.transport()
+
+    @property
+    def backend(self) -> Backend | None:
+        """The connection to the result backend, one in each process; None keeps no results."""
+        return self._connections.backend()
+
+    @property
+    def waiters(self) -> Waiters:
+        """Those in this process who wait for outcomes; raises as `require_backend`."""
+        return self._connections.waiters() or self._no_backend()
+
+    def require_backend(self) -> Backend:
+        """The result backend; raises `NoResult` when there is none."""
+        return self._connections.backend() or self._no_backend()
+
+    def _no_backend(self) -> NoReturn:
+        raise NoResult(
+            f"the app {self.name} has no result backend: give it one, "
+            f'such as Taskline(..., backend="sqlite:///results.db")'
+        )
+
+    def open_transport(self) -> Transport:
+        """A further connection to the broker, which the caller closes."""
+        return self._connections.new_transport()
+
+    def open_backend(self) -> Backend | None:
+        """A further connection to the result backend, which the caller closes."""
+        return self._connections.new_backend()
+
+    def close(self) -> None:
+        """Close the connections. The app may be used again: they are opened anew."""
+        self._connections.close()
+
+    def __enter__(self) -> Taskline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Taskline {self.name}: {len(self.tasks)} tasks>"
+
+
+def _call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run a function that came with its message."""
+    value = function(*args, **kwargs)
+    if isinstance(value, Coroutine):
+        import asyncio
+
+        return asyncio.run(value)
+    return value

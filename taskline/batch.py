@@ -1,0 +1,77 @@
+"""`with app.batch()`: many messages in few round trips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from taskline.message import Message
+from taskline.result import AsyncResult, ResultSet
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+
+CHUNK = 1000
+"""How many messages leave in one call of the transport."""
+
+
+class Batch:
+    """What `app.batch()` gives: collects messages of one context until its block ends."""
+
+    def __init__(self, app: Taskline) -> None:
+        self._app = app
+        self._messages: list[Message] = []
+        self._results: ResultSet[Any] = ResultSet(app, [])
+        self._open = False
+
+    def take(self, app: Taskline, messages: Sequence[Message]) -> bool:
+        """Keep these messages for later, if they are this app's and the block is not over."""
+        batch = self._of(app)
+        if batch is None:
+            return False
+        batch._messages.extend(messages)
+        return True
+
+    def note(self, app: Taskline, result: AsyncResult[Any]) -> None:
+        """Add what eager mode has run already to the results."""
+        batch = self._of(app)
+        if batch is not None:
+            batch._results.extend([result])
+
+    def _of(self, app: Taskline) -> Batch | None:
+        """The innermost open batch of this app."""
+        batch: Batch | None = self
+        while batch is not None and (batch._app is not app or not batch._open):
+            batch = batch._outer
+        return batch
+
+    def __enter__(self) -> ResultSet[Any]:
+        self._outer = _batch.get()
+        self._token = _batch.set(self)
+        self._open = True
+        return self._results
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open = False
+        _batch.reset(self._token)
+        if error is not None:
+            return
+        messages = self._messages
+        self._results.extend(
+            AsyncResult(self._app, each.header.id, header=each.header) for each in messages
+        )
+        for start in range(0, len(messages), CHUNK):
+            self._app.send(messages[start : start + CHUNK])
+
+
+_batch: ContextVar[Batch | None] = ContextVar("taskline_batch", default=None)
+
+current_batch = _batch.get
+"""The batch of this context, or None."""

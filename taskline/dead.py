@@ -1,0 +1,166 @@
+"""The dead letters of an app: find, describe, requeue, purge. Also `app.dead`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from taskline.errors import SerializationError
+from taskline.message import DeadLetter, Message
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+
+_PAGE = 100
+
+
+def find(
+    app: Taskline,
+    *,
+    queue: str | None = None,
+    task: str | None = None,
+    reason: str | None = None,
+    since: float | None = None,
+    before: float | None = None,
+) -> Iterator[DeadLetter]:
+    """The dead letters that fit, newest first, read page by page.
+
+    `reason` is a part of the reason, in any case of letters; `since` and
+    `before` are Unix seconds of when the message was buried. To change what
+    is found, give the iterator to `requeue` or `purge`: they read it to its end first.
+    """
+    offset = 0
+    part = None if reason is None else reason.casefold()
+    while True:
+        page = app.transport.dead_letters(queue, _PAGE, offset)
+        for letter in page:
+            if since is not None and letter.at < since:
+                return
+            if (
+                (task is None or letter.task == task)
+                and (part is None or part in letter.reason.casefold())
+                and (before is None or letter.at < before)
+            ):
+                yield letter
+        if len(page) < _PAGE:
+            return
+        offset += _PAGE
+
+
+def requeue(app: Taskline, letters: Iterable[DeadLetter | str]) -> list[str]:
+    """Send these messages again, each as a first attempt; returns the ids that were sent.
+
+    Takes letters or their ids. Left where they are: ids without a dead letter, and
+    messages that cannot be read here (`describe` tells why). An expiry that has
+    passed is dropped, and so is the stored outcome, so that `get()` waits again.
+    """
+    sent: list[str] = []
+    for page in _pages(letters):
+        messages = [message for letter in _letters(app, page) for message in _revive(app, letter)]
+        if not messages:
+            continue
+        backend = app.backend
+        if backend is not None:
+            # Before the message is out: afterwards this could delete the new run's outcome.
+            backend.forget([message.header.id for message in messages])
+        sent += app.transport.requeue(messages)
+    return sent
+
+
+def purge(app: Taskline, letters: Iterable[DeadLetter | str]) -> int:
+    """Delete these dead letters for ever; returns how many there were."""
+    return sum(
+        app.transport.purge_dead([each if isinstance(each, str) else each.id for each in page])
+        for page in _pages(letters)
+    )
+
+
+def describe(app: Taskline, letter: DeadLetter) -> dict[str, Any]:
+    """What people want to see of a dead letter.
+
+    `id, queue, task, reason, at, worker, attempt, deliveries, traceback, size` (bytes), and
+    `args, kwargs, errors, sent, headers`, or `unreadable` with the cause in one line.
+    """
+    known = msgspec.structs.asdict(letter)
+    known["size"] = len(known.pop("frame"))
+    try:
+        header, body = app.codec.open(letter.frame)
+        args, kwargs = app.codec.arguments(header, body)
+    except SerializationError as error:
+        known["unreadable"] = str(error)
+        return known
+    known.update(
+        task=header.task,
+        args=list(args),
+        kwargs=dict(kwargs),
+        errors=header.errors,
+        sent=header.sent,
+        headers=header.headers,
+    )
+    return known
+
+
+class DeadLetters:
+    """The functions of this module for one app, as `app.dead`."""
+
+    def __init__(self, app: Taskline) -> None:
+        self._app = app
+
+    def find(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        reason: str | None = None,
+        since: float | None = None,
+        before: float | None = None,
+    ) -> Iterator[DeadLetter]:
+        """See `taskline.dead.find`."""
+        return find(self._app, queue=queue, task=task, reason=reason, since=since, before=before)
+
+    def requeue(self, letters: Iterable[DeadLetter | str]) -> list[str]:
+        """See `taskline.dead.requeue`."""
+        return requeue(self._app, letters)
+
+    def purge(self, letters: Iterable[DeadLetter | str]) -> int:
+        """See `taskline.dead.purge`."""
+        return purge(self._app, letters)
+
+    def describe(self, letter: DeadLetter) -> dict[str, Any]:
+        """See `taskline.dead.describe`."""
+        return describe(self._app, letter)
+
+
+def _pages(letters: Iterable[DeadLetter | str]) -> Iterator[Sequence[DeadLetter | str]]:
+    """The letters in pages; of an iterator, which may be reading them, the ids only."""
+    if not isinstance(letters, Sequence):
+        letters = [each if isinstance(each, str) else each.id for each in letters]
+    for start in range(0, len(letters), _PAGE):
+        yield letters[start : start + _PAGE]
+
+
+def _letters(app: Taskline, page: Iterable[DeadLetter | str]) -> Iterator[DeadLetter]:
+    for each in page:
+        letter = app.transport.dead_letter(each) if isinstance(each, str) else each
+        if letter is not None:
+            yield letter
+
+
+def _revive(app: Taskline, letter: DeadLetter) -> list[Message]:
+    """The message of a dead letter as a first attempt; empty when it cannot be read."""
+    try:
+        header, body = app.codec.open(letter.frame)
+    except SerializationError:
+        return []
+    expired = header.expires is not None and header.expires <= app.now()
+    header = msgspec.structs.replace(
+        header,
+        attempt=1,
+        eta=None,
+        expires=None if expired else header.expires,
+        first_run=None,
+        waited=0.0,
+    )
+    return [app.codec.reframe(header, body)]

@@ -1,0 +1,231 @@
+"""The options of tasks and of single calls: checked where they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+import msgspec
+
+from taskline.config import nearest
+from taskline.errors import ConfigurationError
+from taskline.policy import RetryPolicy
+
+_NAME_LENGTH = 200
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `@app.task` takes besides `bind`. Durations are seconds."""
+
+    name: str
+    queue: str
+    priority: int
+    retry: Any
+    timeout: float
+    soft_timeout: float
+    expires: float
+    result_ttl: float
+    serializer: str
+    ack: Literal["late", "early"]
+
+
+class SendOptions(TypedDict, total=False):
+    """What `options()`, `apply_async()` and `send_task()` take. Durations are seconds."""
+
+    queue: str
+    priority: int
+    countdown: float
+    eta: datetime | float
+    expires: datetime | float
+    timeout: float
+    soft_timeout: float
+    result_ttl: float
+    serializer: str
+    retry: Any
+    headers: Mapping[str, Any]
+    task_id: str
+
+
+TASK_OPTIONS = (*TaskOptions.__annotations__, "bind")
+SEND_OPTIONS = tuple(SendOptions.__annotations__)
+
+
+class CallOptions(msgspec.Struct, frozen=True):
+    """How one task is sent. Durations are seconds, times Unix seconds."""
+
+    queue: str
+    priority: int
+    serializer: str
+    expires: float | None = None
+    """From now; `expires_at` is a time."""
+    expires_at: float | None = None
+    countdown: float | None = None
+    eta: float | None = None
+    timeout: float | None = None
+    soft_timeout: float | None = None
+    result_ttl: float | None = None
+    retry: dict[str, Any] | None = None
+    headers: dict[str, Any] = {}
+    task_id: str | None = None
+    plain: bool = True
+    """Nothing but queue, priority and serializer is set: the usual case."""
+
+    def changed(self, given: Mapping[str, Any]) -> CallOptions:
+        """These options with others over them, those that are None left out.
+
+        Raises `ConfigurationError` for an unknown or wrong one.
+        """
+        refuse_unknown(given, SEND_OPTIONS)
+        given = {option: value for option, value in given.items() if value is not None}
+        changes: dict[str, Any] = {}
+        for option, value in given.items():
+            changes[option] = _CHECKS[option](option, value)
+        if "countdown" in given and "eta" in given:
+            raise ConfigurationError("countdown and eta are both given: give one of them")
+        if "countdown" in given:
+            changes["eta"] = None
+        if "eta" in given:
+            changes["countdown"] = None
+        if isinstance(given.get("expires"), datetime):
+            changes["expires_at"], changes["expires"] = moment("expires", given["expires"]), None
+        elif "expires" in given:
+            changes["expires_at"] = None
+        found = msgspec.structs.replace(self, **changes, plain=False)
+        _check_times(found)
+        usual = CallOptions(found.queue, found.priority, found.serializer, plain=False)
+        return msgspec.structs.replace(found, plain=found == usual)
+
+
+def refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raise `ConfigurationError` for a name that is no option, with the nearest that is."""
+    for option in given:
+        if option not in known:
+            raise ConfigurationError(f"unknown option {option!r}{nearest(option, known)}")
+
+
+def queue_name(option: str, value: object) -> str:
+    """A queue's name, if it is one."""
+    name = identifier(option, value)
+    if "," in name or ":" in name:
+        raise ConfigurationError(f"{option}={name!r}: a queue's name has no comma and no colon")
+    return name
+
+
+def identifier(option: str, value: object) -> str:
+    """A name of 1 to 200 characters, without blanks."""
+    name = text(option, value)
+    if len(name) > _NAME_LENGTH or not name.isprintable() or any(map(str.isspace, name)):
+        raise ConfigurationError(
+            f"{option}={name[:_NAME_LENGTH]!r}: must be 1 to {_NAME_LENGTH} characters, no blanks"
+        )
+    return name
+
+
+def text(option: str, value: object) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{option}={value!r}: must be a string that is not empty")
+    return value
+
+
+def priority_number(option: str, value: object) -> int:
+    """A priority, 0 to 9."""
+    if type(value) is not int or not 0 <= value <= 9:
+        raise ConfigurationError(f"{option}={value!r}: must be a whole number from 0 (last) to 9")
+    return value
+
+
+def seconds(option: str, value: object) -> float:
+    """A number of seconds that is finite and not negative."""
+    found = _number(option, value, "a number of seconds")
+    if found < 0:
+        raise ConfigurationError(f"{option}={value!r}: must be 0 or more seconds")
+    return found
+
+
+def duration(option: str, value: object) -> float:
+    """A number of seconds that is finite and more than 0."""
+    found = _number(option, value, "a number of seconds")
+    if found <= 0:
+        raise ConfigurationError(f"{option}={value!r}: must be more than 0 seconds")
+    return found
+
+
+def moment(option: str, value: object) -> float:
+    """A time as Unix seconds. A datetime without a time zone is this machine's local time."""
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return _number(option, value, "a datetime or Unix seconds")
+
+
+def _number(option: str, value: object, what: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ConfigurationError(f"{option}={value!r}: must be {what}")
+
+
+def one_of(option: str, value: object, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value not in allowed:
+        raise ConfigurationError(f"{option}={value!r}: must be {' or '.join(map(repr, allowed))}")
+    return str(value)
+
+
+def flag(option: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{option}={value!r}: must be True or False")
+    return value
+
+
+def _headers(option: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(type(key) is str for key in value):
+        raise ConfigurationError(f"{option}={value!r}: must map names to JSON values")
+    return dict(value)
+
+
+def _expiry(option: str, value: object) -> float:
+    return moment(option, value) if isinstance(value, datetime) else duration(option, value)
+
+
+def _policy(option: str, value: object) -> dict[str, Any]:
+    """The policy of one call, as a message carries it."""
+    policy = RetryPolicy.of(value)
+    return policy.to_dict() if policy is not None else {}
+
+
+def _check_times(options: CallOptions) -> None:
+    for end, begin in (
+        (options.expires_at, options.eta),
+        (options.expires, options.countdown),
+    ):
+        if end is not None and begin is not None and end <= begin:
+            raise ConfigurationError("expires is not after eta or countdown: it would never run")
+    if options.timeout is not None and options.soft_timeout is not None:
+        check_timeouts(options.timeout, options.soft_timeout)
+
+
+def check_timeouts(timeout: float | None, soft_timeout: float | None) -> None:
+    """Raise `ConfigurationError` when the soft timeout would never come."""
+    if timeout is not None and soft_timeout is not None and soft_timeout >= timeout:
+        raise ConfigurationError(
+            f"soft_timeout={soft_timeout!r}: must be less than timeout={timeout!r}"
+        )
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "queue": queue_name,
+    "priority": priority_number,
+    "countdown": seconds,
+    "eta": moment,
+    "expires": _expiry,
+    "timeout": duration,
+    "soft_timeout": duration,
+    "result_ttl": seconds,
+    "serializer": text,
+    "retry": _policy,
+    "headers": _headers,
+    "task_id": identifier,
+}

@@ -1,0 +1,351 @@
+"""`Task`: a registered function, and the ways to send it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from taskline import options as check
+from taskline.batch import CHUNK
+from taskline.context import Request, require, running
+from taskline.errors import ConfigurationError, InvalidArguments
+from taskline.message import VERSION, Header, Message, new_id
+from taskline.options import CallOptions
+from taskline.policy import RetryPolicy
+from taskline.result import AsyncResult, ResultSet
+from taskline.signature import TaskSignature
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from taskline.app import Taskline
+    from taskline.options import SendOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+Item = TypeVar("Item", contravariant=True)
+
+_GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
+"""Bits of `co_flags`, as `inspect` names them; importing it would cost more than all of this."""
+
+
+class TakesOne(Protocol[Item, R]):
+    """A task that can be called with one positional argument, for `map`."""
+
+    def delay(self, item: Item, /) -> AsyncResult[R]:
+        """See `Calls.delay`."""
+
+
+class Calls(Generic[P, R]):
+    """The ways to send a task, with the options that go with every call."""
+
+    def __init__(
+        self, app: Taskline, name: str, signature: TaskSignature | None, options: CallOptions
+    ) -> None:
+        self.app = app
+        self.name = name
+        self._options = options
+        self._signature = signature
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send one call. When this returns, the broker has stored it.
+
+        Raises `InvalidArguments` when the arguments do not fit the signature,
+        `SerializationError` when they cannot be encoded, and `TransportError`.
+        """
+        return self._send(self._message(args, kwargs))
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """As `delay`, for coroutines: does not block the event loop."""
+        import asyncio
+
+        message = self._message(args, kwargs)
+        return await asyncio.to_thread(self._send, message)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResult[R]:
+        """As `delay`, with the arguments as a sequence and a mapping, and with options.
+
+        See `options` for them. A type checker does not know the arguments here:
+        `task.options(...).delay(...)` is the typed way.
+        """
+        calls = self.options(**options) if options else self
+        return calls._send(calls._message(tuple(args), dict(kwargs or {})))
+
+    def options(self, **options: Unpack[SendOptions]) -> Calls[P, R]:
+        """This task with options for its calls, checked now.
+
+        `countdown` (seconds) or `eta` (a datetime, or Unix seconds; a datetime without
+        a time zone is this machine's local time): not before. `expires` (seconds from
+        the call, or a datetime): not to be started after. `queue`, `priority` (0 to 9),
+        `retry`, `timeout`, `soft_timeout`, `result_ttl` (seconds), `serializer`: instead of
+        the task's own. `headers`: JSON values that the task finds in its request.
+        `task_id`: an id of your own; a second call with it, while the first is still
+        stored, changes nothing. Raises `ConfigurationError`.
+        """
+        return Calls(self.app, self.name, self._signature, self._options.changed(options))
+
+    def map(self: TakesOne[T, R], iterable: Iterable[T]) -> ResultSet[R]:
+        """Send one call for each item, many in one round trip.
+
+        The items are taken and sent a thousand at a time. When one does not fit
+        the signature this raises, and the thousands before it have been sent.
+        """
+        calls = cast("Calls[..., R]", self)
+        return calls._send_all((item,) for item in iterable)
+
+    def starmap(self, iterable: Iterable[Sequence[Any]]) -> ResultSet[R]:
+        """As `map`, where each item is a sequence of positional arguments."""
+        return self._send_all(tuple(item) for item in iterable)
+
+    def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+        if self._signature is not None:
+            self._signature.check(args, kwargs)
+        app, options = self.app, self._options
+        now = app.now()
+        header = Header(
+            VERSION,
+            options.task_id or new_id(),
+            self.name,
+            options.queue,
+            now,
+            options.serializer,
+            "",
+            1,
+            options.priority,
+        )
+        if not options.plain:
+            _apply(options, header, now)
+        request = running()
+        if request is not None:
+            parent = request.header
+            header.parent = parent.id
+            header.root = parent.root or parent.id
+        return app.codec.encode(header, (args, kwargs))
+
+    def _send(self, message: Message) -> AsyncResult[R]:
+        app = self.app
+        if app.settings.eager:
+            return app.run_here(message)
+        app.send((message,))
+        return AsyncResult(app, message.header.id, header=message.header)
+
+    def _send_all(self, calls: Iterable[tuple[Any, ...]]) -> ResultSet[R]:
+        if self._options.task_id is not None:
+            raise ConfigurationError("task_id names one task: it cannot be given for many calls")
+        if self.app.settings.eager:
+            return ResultSet(self.app, [self._send(each) for each in self._messages(calls)])
+        results: list[AsyncResult[R]] = []
+        chunk: list[Message] = []
+        for message in self._messages(calls):
+            chunk.append(message)
+            results.append(AsyncResult(self.app, message.header.id, header=message.header))
+            if len(chunk) == CHUNK:
+                self.app.send(chunk)
+                chunk = []
+        if chunk:
+            self.app.send(chunk)
+        return ResultSet(self.app, results)
+
+    def _messages(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[Message]:
+        for index, args in enumerate(calls):
+            try:
+                yield self._message(args, {})
+            except InvalidArguments as error:
+                raise InvalidArguments(f"item {index}: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+class Task(Calls[P, R]):
+    """A registered function. Calling it runs it here; `delay` sends it to a worker.
+
+    Made by `@app.task`, never directly. `queue, priority, timeout, soft_timeout, expires,
+    result_ttl` (seconds), `serializer, ack, bind, policy` are what was declared, or
+    the app's settings.
+    """
+
+    is_async = False
+
+    def __init__(
+        self,
+        app: Taskline,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        retry: Any = None,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        expires: float | None = None,
+        result_ttl: float | None = None,
+        serializer: str | None = None,
+        ack: str = "late",
+        bind: bool = False,
+    ) -> None:
+        settings = app.settings
+        self.function = function
+        self.spec = getattr(sys.modules.get(function.__module__), "__spec__", None)
+        self.bind = check.flag("bind", bind)
+        self.queue = settings.queue if queue is None else check.queue_name("queue", queue)
+        self.priority = (
+            settings.priority if priority is None else check.priority_number("priority", priority)
+        )
+        self.serializer = serializer or settings.serializer
+        if self.serializer not in settings.accept:
+            raise ConfigurationError(
+                f"serializer={serializer!r}: accept has only {', '.join(settings.accept)}: add it"
+            )
+        self.timeout = _own("timeout", timeout, settings.timeout)
+        self.soft_timeout = _own("soft_timeout", soft_timeout, settings.soft_timeout)
+        check.check_timeouts(self.timeout, self.soft_timeout)
+        self.expires = _own("expires", expires, settings.expires)
+        self.result_ttl = (
+            settings.result_ttl if result_ttl is None else check.seconds("result_ttl", result_ttl)
+        )
+        self.ack = check.one_of("ack", ack, ("late", "early"))
+        self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
+        self.signature = TaskSignature(function, bind)
+        own = _name(app, function) if name is None else check.identifier("name", name)
+        defaults = CallOptions(self.queue, self.priority, self.serializer)
+        options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
+        super().__init__(app, own, self.signature, options)
+        update_wrapper(cast(Any, self), function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now."""
+        result: R = self.run(args, kwargs)
+        return result
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The function's value, or its coroutine: what a worker calls."""
+        if self.bind:
+            return self.function(self, *args, **kwargs)
+        return self.function(*args, **kwargs)
+
+    @property
+    def request(self) -> Request:
+        """The run of this moment. Raises `TasklineError` when the task does not run here."""
+        return require()
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # pickled by name, as functions are
+
+    if TYPE_CHECKING:
+        __name__: str
+        __qualname__: str
+        __wrapped__: Callable[..., Any]
+
+
+class AsyncTask(Task[P, R]):
+    """A registered `async def`. Calling it gives its coroutine."""
+
+    is_async = True
+
+    # To call it differs, to send it does not; a caller that holds a Task sends it.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """The coroutine of the function, to be awaited here."""
+        coroutine: Coroutine[Any, Any, R] = self.run(args, kwargs)
+        return coroutine
+
+
+def make(app: Taskline, function: Any, options: dict[str, Any]) -> Task[..., Any]:
+    """The task of a decorated function; raises `ConfigurationError` if it cannot be one."""
+    if isinstance(function, staticmethod):
+        function = function.__func__
+    if isinstance(function, Task):
+        raise ConfigurationError(f"{function.name} is a task already: decorate it once")
+    if isinstance(function, (classmethod, property, type)) or not callable(function):
+        raise ConfigurationError(f"{function!r} cannot be a task: decorate a def or an async def")
+    flags = _flags(function)
+    if flags & (_GENERATOR | _ASYNC_GENERATOR):
+        raise ConfigurationError(
+            f"{_qualname(function)} is a generator: a task returns a value, so return a list"
+        )
+    _refuse_method(function, bool(options.get("bind")))
+    kind = AsyncTask if flags & _COROUTINE else Task
+    return kind(app, function, **options)
+
+
+def replaces(new: Task[..., Any], old: Task[..., Any]) -> bool:
+    """Whether `new` is `old` again: its module was reloaded, or it was redefined by hand."""
+    for attribute in ("__module__", "__qualname__"):
+        if getattr(new, attribute, None) != getattr(old, attribute, None):
+            return False
+    if _place(new.function) == _place(old.function):
+        return True
+    # A reload runs the module under a new spec; scripts and notebooks have none.
+    reloaded = new.spec is None or new.spec is not old.spec
+    return reloaded and not new.__qualname__.endswith("<lambda>")
+
+
+def _place(function: Callable[..., Any]) -> tuple[str, int] | None:
+    code = getattr(function, "__code__", None)
+    return None if code is None else (code.co_filename, code.co_firstlineno)
+
+
+def _own(option: str, value: float | None, default: float | None) -> float | None:
+    return default if value is None else check.duration(option, value)
+
+
+def _name(app: Taskline, function: Callable[..., Any]) -> str:
+    qualname = _qualname(function)
+    if qualname.endswith("<lambda>"):
+        raise ConfigurationError("a lambda has no name: give the task one with name=")
+    module = getattr(function, "__module__", None) or "__main__"
+    # A script is `__main__` to itself but a module to its workers: the app's name serves both.
+    return f"{app.name if module == '__main__' else module}.{qualname}"
+
+
+def _qualname(function: Any) -> str:
+    name = getattr(function, "__qualname__", None)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"{function!r} has no name: give the task one with name=")
+    return name
+
+
+def _flags(function: Any) -> int:
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    code = getattr(function, "__code__", None)
+    if code is None:  # an object with __call__
+        code = getattr(type(function).__call__, "__code__", None)
+    return code.co_flags if code is not None else 0
+
+
+def _refuse_method(function: Any, bind: bool) -> None:
+    scope, _, _ = getattr(function, "__qualname__", "").rpartition(".")
+    code = getattr(function, "__code__", None)
+    if bind or code is None or not scope or scope.endswith("<locals>"):
+        return
+    if code.co_argcount and code.co_varnames[0] in ("self", "cls"):
+        raise ConfigurationError(
+            f"{function.__qualname__} is a method, and its object does not travel: "
+            f"decorate a function or a staticmethod"
+        )
+
+
+def _apply(options: CallOptions, header: Header, now: float) -> None:
+    """Write the less usual options into a header."""
+    if options.countdown is not None:
+        header.eta = now + options.countdown
+    elif options.eta is not None:
+        header.eta = options.eta
+    if options.expires is not None:
+        header.expires = now + options.expires
+    elif options.expires_at is not None:
+        header.expires = options.expires_at
+    header.timeout = options.timeout
+    header.soft_timeout = options.soft_timeout
+    header.result_ttl = options.result_ttl
+    header.retry = options.retry
+    header.headers = dict(options.headers)

@@ -1,0 +1,5 @@
+"""The worker: a supervisor and its processes. `docs/architecture.md` has the picture."""
+
+from taskline.worker.options import WorkerOptions as WorkerOptions
+from taskline.worker.process import Worker as Worker
+from taskline.worker.supervisor import Supervisor as Supervisor

@@ -1,0 +1,30 @@
+"""What a worker can be told."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class WorkerOptions(msgspec.Struct, kw_only=True):
+    """The options of one worker: a supervisor and its processes. None takes the app's setting."""
+
+    queues: list[str] = []
+    """The queues to serve; empty: those of all registered tasks and the default queue."""
+    weights: dict[str, int] = {}
+    """How often a queue is asked first, relative to the others (1 where not given)."""
+    processes: int = 1
+    threads: int = 1
+    """Slots for `def` tasks in each process."""
+    async_slots: int = 100
+    """`async def` tasks that one process runs at a time."""
+    lease: float | None = None
+    grace: float | None = None
+    prefetch: int | None = None
+    max_deliveries: int | None = None
+    name: str | None = None
+    """Default: the host's name and the supervisor's pid."""
+    start_method: str = "fork"
+    """`fork` (a crashed process is replaced within milliseconds) or `spawn`."""
+    app_path: str = ""
+    """`module:attribute` of the app; `spawn` needs it."""
+    loglevel: str = "INFO"

@@ -1,0 +1,38 @@
+"""How many messages a process holds ready, from how long its tasks take."""
+
+from __future__ import annotations
+
+HORIZON = 0.1
+"""Seconds of work that a slot may have waiting in this process."""
+
+PATIENCE = 0.2
+"""Seconds without a slot becoming free after which waiting messages are handed back."""
+
+
+class Prefetch:
+    """A running mean of task durations, weighted towards the recent ones.
+
+    Owned by the I/O thread.
+    """
+
+    def __init__(self, slots: int, limit: int) -> None:
+        self._slots = slots
+        self._limit = limit
+        self._mean = HORIZON
+
+    def observe(self, durations: list[float]) -> None:
+        """Learn from tasks that ended; seconds."""
+        if durations:
+            count = len(durations)
+            old = 0.8**count
+            self._mean = old * self._mean + (1 - old) * (sum(durations) / count)
+
+    def stuck(self, elapsed: float) -> None:
+        """Learn that the running tasks take at least `elapsed` seconds."""
+        self._mean = max(self._mean, elapsed)
+
+    def target(self) -> int:
+        """How many messages to hold beyond those that idle slots take at once."""
+        if self._mean <= 0:
+            return self._limit
+        return min(self._limit, int(self._slots * HORIZON / self._mean))

@@ -1,0 +1,292 @@
+"""The parent of a worker's processes.
+
+It forks (or spawns) them, replaces those that die, hands back at once what a
+dead one held, ends those whose code is beyond its time limit and does not
+listen, and passes on the order to stop. It runs no task and opens no
+connection, but for the moment of handing back. It has one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import msgspec
+
+from taskline.app import Taskline
+from taskline.errors import ConfigurationError, TasklineError, TransportError
+from taskline.worker.ledger import Ledger
+from taskline.worker.options import WorkerOptions
+from taskline.worker.process import RECYCLED, STOP, STOP_NOW, run_child
+
+log = logging.getLogger("taskline.supervisor")
+
+HARD_LIMIT_MARGIN = 2.0
+"""Seconds that a process has to enforce a time limit itself before it is killed for it."""
+STOP_MARGIN = 5.0
+"""Seconds beyond `grace` after which a process that has not stopped is killed."""
+BACKOFF_FIRST, BACKOFF_MAX = 0.2, 30.0
+MISCONFIGURED = 2
+
+
+class Child:
+    """One process and what the supervisor knows of it."""
+
+    def __init__(self, number: int, slots: int) -> None:
+        self.number = number
+        self.ledger = Ledger(slots)
+        self.pid = 0
+        self.control = -1
+        self.consumer = ""
+        self.failed_starts = 0
+        self.start_at = 0.0
+
+
+class Supervisor:
+    """Runs `options.processes` worker processes until told to stop."""
+
+    def __init__(self, app: Taskline, options: WorkerOptions | None = None) -> None:
+        self.app = app
+        self.options = options or WorkerOptions()
+        self.name = self.options.name or f"{socket.gethostname()}-{os.getpid()}"
+        self._clock = app.clock
+        self._grace = app.settings.grace if self.options.grace is None else self.options.grace
+        self._children: list[Child] = []
+        self._to_recover: list[tuple[str, list[str]]] = []
+        self._recover_at = 0.0
+        self._signals = 0
+        self._obeyed = 0
+        self._kill_at = 0.0
+        self._exit_code = 0
+        if self.options.start_method not in ("fork", "spawn"):
+            raise ConfigurationError(
+                f"start method {self.options.start_method!r}: choose 'fork' or 'spawn'"
+            )
+        if self.options.start_method == "spawn" and not self.options.app_path:
+            raise ConfigurationError("start method 'spawn' needs app_path='module:attribute'")
+
+    def run(self) -> int:
+        """Supervise until SIGTERM or SIGINT; returns the exit code: 0, or 2 for a wrong configuration."""
+        wake, wake_end = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(wake_end, False)
+        before = {
+            number: signal.signal(number, handler)
+            for number, handler in (
+                (signal.SIGTERM, self._on_signal),
+                (signal.SIGINT, self._on_signal),
+                (signal.SIGCHLD, _ignore),
+            )
+        }
+        previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        try:
+            slots = self.options.threads + self.options.async_slots
+            self._children = [Child(i, slots) for i in range(self.options.processes)]
+            while self._step():
+                select.select([wake], [], [], self._clock.bound(self._pause()))
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+        finally:
+            signal.set_wakeup_fd(previous_fd)
+            for number, old in before.items():
+                signal.signal(number, old)
+            os.close(wake)
+            os.close(wake_end)
+        log.info("stopped")
+        return self._exit_code
+
+    def _step(self) -> bool:
+        """Do all that is due; False when there is nothing left to supervise."""
+        now = self._clock.monotonic()
+        self._reap()
+        self._obey_signals(now)
+        if self._to_recover and now >= self._recover_at:
+            self._recover(now)
+        if self._obeyed:
+            if now >= self._kill_at:
+                for child in self._children:
+                    if child.pid:
+                        log.warning("process %d has not stopped in time: killed", child.pid)
+                        os.kill(child.pid, signal.SIGKILL)
+            alive = any(child.pid for child in self._children)
+            return alive or (bool(self._to_recover) and now < self._kill_at)
+        for child in self._children:
+            if not child.pid and now >= child.start_at:
+                self._start(child)
+            elif child.pid:
+                self._enforce(child, now)
+        return True
+
+    def _pause(self) -> float:
+        """Seconds until something is due besides signals."""
+        now = self._clock.monotonic()
+        pause = 1.0
+        for child in self._children:
+            if not child.pid:
+                pause = min(pause, max(0.0, child.start_at - now))
+        if self._obeyed:
+            pause = min(pause, max(0.01, self._kill_at - now))
+        return max(pause, 0.01)
+
+    # ---- starting
+
+    def _start(self, child: Child) -> None:
+        child.ledger.reset()
+        child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
+        read_end, child.control = os.pipe()
+        options = msgspec.structs.replace(self.options, name=self.name)
+        if self.options.start_method == "spawn":
+            child.pid = self._spawn(child, options, read_end)
+        else:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            child.pid = os.fork()
+            if not child.pid:
+                self._be_child(child, options, read_end)
+        os.close(read_end)
+        log.info("process %d started", child.pid)
+
+    def _spawn(self, child: Child, options: WorkerOptions, read_end: int) -> int:
+        fds = (child.ledger.fileno(), read_end)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "taskline.worker.process",
+                self.options.app_path,
+                msgspec.json.encode(options).decode(),
+                child.consumer,
+                *map(str, fds),
+            ],
+            pass_fds=fds,
+        )
+        process.returncode = 0  # reaped by _reap, not by subprocess
+        return process.pid
+
+    def _be_child(self, child: Child, options: WorkerOptions, read_end: int) -> NoReturn:
+        """The rest of a forked child's life."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for other in self._children:
+                # A sibling must see its pipe's end when the supervisor dies.
+                if other.control >= 0:
+                    os.close(other.control)
+            code = run_child(self.app, options, child.consumer, child.ledger, read_end)
+        except ConfigurationError as error:
+            log.critical("%s", error)
+            code = MISCONFIGURED
+        except TasklineError as error:
+            log.critical("%s", error)
+        except BaseException:
+            log.critical("a worker process failed", exc_info=True)
+        finally:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    # ---- watching
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if not child.pid:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                self._buried(child, os.waitstatus_to_exitcode(status))
+
+    def _buried(self, child: Child, code: int) -> None:
+        """A process has ended: hand back what it held, and see to its replacement."""
+        pid, child.pid = child.pid, 0
+        os.close(child.control)
+        child.control = -1
+        now = self._clock.monotonic()
+        if code not in (0, RECYCLED):
+            started = [running.id for running in child.ledger.running()]
+            self._to_recover.append((child.consumer, started))
+            self._recover_at = now
+        if code == MISCONFIGURED and not child.ledger.ready:
+            self._exit_code = MISCONFIGURED
+            self._signals = max(self._signals, 1)
+            return
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if self._obeyed:
+            log.info("process %d ended (%s)", pid, how)
+        elif code == RECYCLED or child.ledger.ready:
+            child.failed_starts = 0
+            child.start_at = now
+            log.warning("process %d ended (%s): replaced", pid, how)
+        else:
+            child.failed_starts += 1
+            delay = min(BACKOFF_FIRST * 2 ** (child.failed_starts - 1), BACKOFF_MAX)
+            child.start_at = now + delay
+            log.error(
+                "process %d died at its start (%s), %d times in a row: next try in %.1f s",
+                pid,
+                how,
+                child.failed_starts,
+                delay,
+            )
+
+    def _recover(self, now: float) -> None:
+        """Hand back what dead processes held. A broker out of reach is asked again each second."""
+        try:
+            transport = self.app.open_transport()
+            try:
+                while self._to_recover:
+                    consumer, started = self._to_recover[-1]
+                    count = transport.recover(consumer, started)
+                    self._to_recover.pop()
+                    if count:
+                        log.warning("handed back %d messages of a dead process", count)
+            finally:
+                transport.close()
+        except TransportError as error:
+            self._recover_at = now + 1.0
+            log.error("cannot hand back what a dead process held: %s; trying again", error)
+
+    def _enforce(self, child: Child, now: float) -> None:
+        for running in child.ledger.running():
+            if running.deadline and now > running.deadline + HARD_LIMIT_MARGIN:
+                log.error(
+                    "task %s is over its time limit and process %d does not react: killed",
+                    running.id,
+                    child.pid,
+                )
+                os.kill(child.pid, signal.SIGKILL)
+                return
+
+    # ---- stopping
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _obey_signals(self, now: float) -> None:
+        if self._signals <= self._obeyed:
+            return
+        again = self._obeyed > 0 or self._signals > 1
+        self._obeyed = self._signals
+        self._kill_at = now + STOP_MARGIN + (0.0 if again else self._grace)
+        if again:
+            log.info("stopping now: running tasks are handed back")
+        else:
+            log.info("stopping: running tasks have %.0f s (again to stop now)", self._grace)
+        for child in self._children:
+            if child.pid:
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(child.control, STOP_NOW if again else STOP)
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """A handler, so that the signal wakes the supervisor's sleep."""

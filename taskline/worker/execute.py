@@ -6,40 +6,18 @@ and the I/O thread carries it out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
 import traceback
-from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from taskline import context, outcomes
 from taskline.app import Taskline
-from taskline.errors import (
-    Ignore,
-    InvalidArguments,
-    Reject,
-    Retry,
-    SerializationError,
-    TaskRevoked,
-    TasklineError,
-)
-from taskline.message import (
-    EXPIRED,
-    FAILURE,
-    RETRY,
-    REVOKED,
-    STARTED,
-    SUCCESS,
-    DeadLetter,
-    Delivery,
-    Header,
-    Message,
-    Outcome,
-)
-from taskline.policy import RetryPolicy
+from taskline.errors import Ignore, InvalidArguments, Reject, SerializationError, TaskRevoked
+from taskline.failures import error_line, user_traceback
+from taskline.message import EXPIRED, REVOKED, STARTED, DeadLetter, Delivery, Header, Message, Outcome
 from taskline.task import Task
 
 log = logging.getLogger("taskline.worker")
@@ -49,17 +27,14 @@ REPLACE = "replace"
 BURY = "bury"
 RELEASE = "release"
 
-_ERRORS_KEPT = 10
-_LINE = 500
-_OURS = str(Path(__file__).parent.parent) + os.sep
-
 
 class Job:
     """A delivery on its way through this process.
 
     The I/O thread makes it; from the moment a slot takes it until its verdict is
-    set it belongs to the slot; then to the I/O thread again. `lost`, `terminate`
-    and `abandoned` are set by the I/O thread at any time and read by the slot.
+    set it belongs to the slot; then to the I/O thread again. `lost`, `revoked`,
+    `terminate`, `abandoned` and `interrupted` are set by the I/O thread at any
+    time and read by the slot.
     """
 
     __slots__ = (
@@ -71,11 +46,13 @@ class Job:
         "early",
         "finished",
         "header",
+        "interrupted",
         "letter",
         "lost",
         "marked",
         "outcome",
         "request",
+        "revoked",
         "soft_deadline",
         "started",
         "stored",
@@ -94,8 +71,10 @@ class Job:
         self.task = task
         self.request: context.Request | None = None
         self.started = 0.0
+        """Unix seconds; 0 while it waits."""
         self.finished = 0.0
         self.deadline = 0.0
+        """When the hard time limit ends the run, by the monotonic clock; 0 for never."""
         self.soft_deadline = 0.0
         self.verdict = ""
         self.outcome: Outcome | None = None
@@ -106,15 +85,33 @@ class Job:
         self.stored = False
         self.marked = False
         self.lost = False
+        self.revoked = False
         self.terminate = False
         self.abandoned = False
+        self.interrupted: Exception | None = None
+
+    @property
+    def limit(self) -> float | None:
+        """The hard time limit in seconds: the message's, or else the task's."""
+        assert self.header is not None
+        assert self.task is not None
+        return self.header.timeout if self.header.timeout is not None else self.task.timeout
+
+    def abandon(self) -> Job:
+        """A job for the same delivery, to settle while this one's code still runs."""
+        self.abandoned = True
+        twin = Job(self.delivery, self.header, self.body, self.task)
+        twin.request = self.request
+        twin.started = self.started
+        twin.early = self.early
+        twin.interrupted = self.interrupted
+        return twin
 
 
 class Runner:
     """Runs jobs for one process and decides their verdicts. Any thread may use it."""
 
     def __init__(self, app: Taskline, worker: str, *, keep_results: bool) -> None:
-        self.app = app
         self.worker = worker
         self._keep = keep_results
         self._codec = app.codec
@@ -124,60 +121,60 @@ class Runner:
 
     def run(self, job: Job) -> None:
         """Run a `def` task in this thread."""
-        task = job.task
-        header = job.header
+        task, header = job.task, job.header
         assert task is not None
         assert header is not None
         try:
             args, kwargs = self._loads(header, job.body)
             args, kwargs = task.signature.convert(args, kwargs)
-            request = job.request = context.Request(header, job.delivery)
-            token = context.activate(request)
+            token = context.activate(self._request(job, header))
             try:
                 value = task.run(args, kwargs)
             finally:
                 context.deactivate(token)
-        except BaseException as error:  # a task's SystemExit is a failure, not our end
+        except BaseException as error:  # a task's SystemExit is its failure, not our end
             self.failed(job, error)
         else:
             self.succeeded(job, value)
 
     async def run_async(self, job: Job) -> None:
         """Run an `async def` task in this event loop."""
-        task = job.task
-        header = job.header
+        task, header = job.task, job.header
         assert task is not None
         assert header is not None
         try:
             args, kwargs = self._loads(header, job.body)
             args, kwargs = task.signature.convert(args, kwargs)
-            request = job.request = context.Request(header, job.delivery)
-            token = context.activate(request)
+            token = context.activate(self._request(job, header))
             try:
-                awaitable: Awaitable[Any] = task.run(args, kwargs)
-                value = await awaitable
+                value = await task.run(args, kwargs)
             finally:
                 context.deactivate(token)
+        except asyncio.CancelledError as error:
+            self.failed(job, job.interrupted or error)
         except BaseException as error:
             self.failed(job, error)
         else:
             self.succeeded(job, value)
 
+    def _request(self, job: Job, header: Header) -> context.Request:
+        delivery = job.delivery
+        request = job.request = context.Request(
+            header, deliveries=delivery.deliveries, receipt=delivery.receipt
+        )
+        if job.deadline:
+            request.deadline = job.started + (job.limit or 0.0)
+        return request
+
     def succeeded(self, job: Job, value: Any) -> None:
         """The task returned."""
-        task = job.task
+        task, header = job.task, job.header
         assert task is not None
-        assert job.header is not None
-        policy = task.policy
-        if policy is not None and policy.retries_results:
-            delay = self._delay(job, policy, None, value)
-            if delay is not None:
-                self._again(job, delay, f"the policy refused the result {value!r:.100}", None)
-                return
+        assert header is not None
         job.finished = self._clock.time()
-        if self._keep and job.header.result_ttl != 0:
+        if self._keep and header.result_ttl != 0:
             try:
-                job.outcome = self._outcome(job, SUCCESS, value=value)
+                job.outcome = outcomes.success(self._codec, header, value, **self._known(job))
             except SerializationError as error:
                 self.failed(job, error)
                 return
@@ -185,177 +182,110 @@ class Runner:
 
     def failed(self, job: Job, error: BaseException) -> None:
         """The task, or decoding its arguments, raised."""
-        job.finished = self._clock.time()
+        header = job.header
+        assert header is not None
+        now = job.finished = self._clock.time()
         if isinstance(error, Ignore):
             self.succeeded(job, None)
-        elif isinstance(error, TaskRevoked):
-            self.revoked(job)
-        elif isinstance(error, Reject):
-            self.bury(job, error, error.reason)
-        elif isinstance(error, (InvalidArguments, SerializationError)) and job.request is None:
+            return
+        if job.interrupted is not None and type(error) is type(job.interrupted):
+            # In a thread only the class can be raised; the text is here.
+            error = job.interrupted.with_traceback(error.__traceback__)
+            if isinstance(error, TaskRevoked):
+                self.revoked(job)
+                return
+        if job.request is None and isinstance(error, (InvalidArguments, SerializationError)):
             self.bury(job, error, str(error))
+            return
+        policy = job.task.policy if job.task is not None else None
+        delay = outcomes.next_attempt(policy, header, error, now)
+        if delay is None:
+            reason = error.reason if isinstance(error, Reject) else error_line(error)
+            self.bury(job, error, reason)
         else:
-            policy = self._policy(job)
-            delay: float | None = None
-            if isinstance(error, Retry) and error.after is not None:
-                allowed = error.always or policy is None
-                if allowed or self._delay(job, policy, error, None) is not None:
-                    delay = error.after
-            elif policy is not None:
-                delay = self._delay(job, policy, error, None)
-                if delay is None and isinstance(error, Retry) and error.always:
-                    delay = 1.0
-            elif isinstance(error, Retry):
-                delay = 1.0
-            if delay is None:
-                self.bury(job, error, _line(error))
-            else:
-                self._again(job, delay, _line(error), error)
+            self._again(job, header, error, delay)
 
     def revoked(self, job: Job) -> None:
         """The task was revoked: before it ran, or while it did."""
-        job.finished = self._clock.time()
-        if self._keep and job.header is not None:
-            job.outcome = self._outcome(job, REVOKED)
-        job.verdict = ACK
+        self._end(job, REVOKED)
 
     def expired(self, job: Job) -> None:
         """The message was received after its `expires`."""
-        job.finished = self._clock.time()
-        if self._keep and job.header is not None:
-            job.outcome = self._outcome(job, EXPIRED)
-        job.verdict = ACK
+        self._end(job, EXPIRED)
 
-    def started(self, job: Job) -> Outcome:
+    def showing(self, job: Job) -> Outcome:
         """The outcome that shows a run in progress."""
-        return self._outcome(job, STARTED)
+        assert job.header is not None
+        return outcomes.outcome(self._codec, job.header, STARTED, **self._known(job))
 
     def bury(self, job: Job, error: BaseException, reason: str) -> None:
         """A final failure: FAILURE for those who wait, a dead letter for those who mend."""
         job.finished = job.finished or self._clock.time()
-        header = job.header
         delivery = job.delivery
-        name = header.task if header else "?"
+        header = job.header or Header(1, delivery.id, "", delivery.queue, 0.0)
         ran = job.request is not None
-        text = "".join(traceback.format_exception(error)) if ran else ""
+        trace = user_traceback(error)
         log.error(
             "task %s[%s] failed for good: %s",
-            name,
+            header.task or "?",
             delivery.id,
             reason,
-            exc_info=_user_part(error) if ran else None,
+            exc_info=(type(error), error, trace) if ran and trace is not None else None,
         )
         if self._keep:
-            job.outcome = self._outcome(job, FAILURE, error=error)
+            job.outcome = outcomes.failure(self._codec, header, error, **self._known(job))
         job.letter = DeadLetter(
             id=delivery.id,
             queue=delivery.queue,
             reason=reason,
             at=job.finished,
-            task=header.task if header else "",
+            task=header.task,
             worker=self.worker,
-            attempt=header.attempt if header else 1,
+            attempt=header.attempt,
             deliveries=delivery.deliveries,
-            traceback=text,
+            traceback="".join(traceback.format_exception(type(error), error, trace)) if ran else "",
             frame=delivery.frame,
         )
         job.verdict = BURY
 
-    def _policy(self, job: Job) -> RetryPolicy | None:
-        assert job.header is not None
-        assert job.task is not None
-        if job.header.retry is not None:
-            return RetryPolicy.from_dict(job.header.retry)
-        return job.task.policy
-
-    def _delay(
-        self, job: Job, policy: RetryPolicy | None, error: BaseException | None, value: Any
-    ) -> float | None:
+    def _end(self, job: Job, state: str) -> None:
         header = job.header
         assert header is not None
-        if policy is None:
-            return None
-        return policy.decide(
-            attempt=header.attempt,
-            error=error,
-            result=value,
-            first_run=header.first_run or job.started or job.finished,
-            waited=header.waited,
-            now=self._clock.time(),
-        )
+        job.finished = self._clock.time()
+        if self._keep:
+            job.outcome = outcomes.outcome(self._codec, header, state, **self._known(job))
+        job.verdict = ACK
 
-    def _again(self, job: Job, delay: float, line: str, error: BaseException | None) -> None:
-        header = job.header
-        assert header is not None
-        now = job.finished = self._clock.time()
+    def _again(self, job: Job, header: Header, error: BaseException, delay: float) -> None:
+        now = job.finished
         log.warning(
             "task %s[%s] attempt %d: %s; next attempt in %.1f s",
             header.task,
             header.id,
             header.attempt,
-            line,
+            error_line(error),
             delay,
         )
-        errors = [*header.errors, line[:_LINE]][-_ERRORS_KEPT:]
-        successor = msgspec.structs.replace(
-            header,
-            attempt=header.attempt + 1,
-            eta=now + delay,
-            first_run=header.first_run or job.started or now,
-            waited=header.waited + delay,
-            errors=errors,
-            deliveries=job.delivery.deliveries,
-        )
+        successor = outcomes.successor(header, error, delay, now, job.started or now)
+        successor = msgspec.structs.replace(successor, deliveries=job.delivery.deliveries)
         job.successor = self._codec.seal(successor, job.body)
         if self._keep:
-            job.outcome = self._outcome(
-                job, RETRY, error=error, retry_at=now + delay, errors=errors
+            job.outcome = outcomes.retrying(
+                self._codec, header, error, retry_at=now + delay, **self._known(job)
             )
         job.verdict = REPLACE
 
-    def _outcome(
-        self,
-        job: Job,
-        state: str,
-        *,
-        value: Any = None,
-        error: BaseException | None = None,
-        retry_at: float | None = None,
-        errors: list[str] | None = None,
-    ) -> Outcome:
-        header = job.header
-        ttl = self._default_ttl
+    def _known(self, job: Job) -> dict[str, Any]:
+        header, task = job.header, job.task
+        ttl: float | None = self._default_ttl
         if header is not None and header.result_ttl is not None:
             ttl = header.result_ttl
-        elif job.task is not None and job.task.result_ttl is not None:
-            ttl = job.task.result_ttl
-        return outcomes.build(
-            self._codec,
-            header or Header(1, job.delivery.id, "", job.delivery.queue, 0.0),
-            state,
-            value,
-            deliveries=job.delivery.deliveries,
-            worker=self.worker,
-            started=job.started or None,
-            finished=job.finished or None,
-            error=outcomes.encode_error(error) if error is not None else None,
-            ttl=ttl,
-            retry_at=retry_at,
-            errors=errors,
-        )
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().split("\n", 1)[0]
-    name = type(error).__name__
-    if isinstance(error, TasklineError):
-        return text or name
-    return f"{name}: {text}"[:_LINE] if text else name
-
-
-def _user_part(error: BaseException) -> BaseException:
-    """The error with our own frame at the top of its traceback left out."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
-        trace = trace.tb_next
-    return error.with_traceback(trace) if trace is not None else error
+        elif task is not None and task.result_ttl is not None:
+            ttl = task.result_ttl
+        return {
+            "deliveries": job.delivery.deliveries,
+            "worker": self.worker,
+            "started": job.started or None,
+            "finished": job.finished or None,
+            "ttl": ttl,
+        }

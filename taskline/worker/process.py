@@ -6,6 +6,7 @@ Run by a supervisor as a child, or by itself: `Worker(app).run()` in a script,
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -67,6 +68,7 @@ class Worker:
         self._threads: list[threading.Thread] = []
         self._io_thread = threading.Thread(target=self._run_io, name="taskline-io", daemon=True)
         self._failure: BaseException | None = None
+        self._owns_process = False
 
     def start(self) -> None:
         """Work in background threads and return once the broker was reached."""
@@ -96,6 +98,7 @@ class Worker:
         The first slot runs in this thread, where a time limit can interrupt even
         a blocking system call.
         """
+        self._owns_process = True
         if control is None:
             signal.signal(signal.SIGINT, self._on_signal)
         else:
@@ -126,14 +129,10 @@ class Worker:
         finally:
             if self.io.async_slots is not None:
                 self.io.async_slots.stop()
-            stuck = any(slot.current is not None for slot in self.io.slots)
             for _ in self.io.slots:
                 self.io.exchange.ready.put(None)
-            if stuck and threading.current_thread().name == "taskline-io" and self._exits:
+            if self._owns_process and any(slot.current is not None for slot in self.io.slots):
                 self._leave()
-
-    _exits = False
-    """Whether code that does not end may be ended with the process."""
 
     def _leave(self) -> None:
         """End the process although a slot still runs code that has been given up."""
@@ -161,13 +160,13 @@ def main(arguments: list[str]) -> int:
     """The body of a spawned child: `APP_PATH OPTIONS_JSON CONSUMER LEDGER_FD CONTROL_FD`."""
     import msgspec
 
-    from taskline.loading import find_app
     from taskline.log import setup
 
     path, raw, consumer, ledger_fd, control_fd = arguments
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
-    app = find_app(path)
+    module, _, name = path.partition(":")
+    app = getattr(importlib.import_module(module), name)
     ledger = Ledger(options.threads + options.async_slots, int(ledger_fd))
     return run_child(app, options, consumer, ledger, int(control_fd))
 
@@ -177,7 +176,6 @@ def run_child(
 ) -> int:
     """Be one child of a supervisor; returns the exit code."""
     worker = Worker(app, options, consumer=consumer, ledger=ledger)
-    worker._exits = True
     return worker.run(control)
 
 

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from taskline.clock import Clock
-from taskline.errors import SoftTimeout, TaskRevoked
+from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
 from taskline.worker.execute import Job, Runner
 from taskline.worker.ledger import Ledger
 
@@ -73,11 +73,12 @@ class ThreadSlot:
             try:
                 if self._run_until_stopped():
                     return
-            except (SoftTimeout, TaskRevoked) as stray:
+            except (SoftTimeout, TaskRevoked, TaskTimeout) as stray:
                 # An interrupt that arrived between the task's last line and ours.
-                job = self.current
-                if job is not None and not job.verdict:
-                    self._runner.failed(job, stray)
+                job, self._pending = self.current, None
+                if job is not None and not job.abandoned:
+                    if not job.verdict:
+                        self._runner.failed(job, stray)
                     self._exchange.done.append(job)
                     self._exchange.wake()
 
@@ -99,6 +100,10 @@ class ThreadSlot:
                 return True
             exchange.taken += 1
             if job.lost:
+                continue
+            if job.revoked:
+                self._runner.revoked(job)
+                done.append(job)
                 continue
             begin_limits(job, clock)
             if ledger is not None:
@@ -200,9 +205,8 @@ class AsyncSlots:
             self._exchange.done.append(job)
             self._exchange.wake()
 
-    def interrupt(self, job: Job, error: BaseException) -> None:
-        """Cancel the job's task; its outcome tells `error`, not the cancellation."""
-        job.interrupted = error
+    def interrupt(self, job: Job) -> None:
+        """Cancel the job's task; its outcome tells `job.interrupted`, not the cancellation."""
 
         def cancel() -> None:
             task = self.running.get(job)

@@ -1,0 +1,158 @@
+"""What a process holds, and how each verdict is carried out.
+
+An outcome is stored before its message is acknowledged, replaced or buried, in
+the same step where transport and backend share their storage. What fails stays
+and is tried again by the next `flush`. Owned by the I/O thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from taskline.backends.base import Backend
+from taskline.message import Delivery
+from taskline.transports.base import Transport
+from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
+
+log = logging.getLogger("taskline.worker")
+
+
+class Settlements:
+    """`held` has every delivery from its receipt until it is settled or lost."""
+
+    def __init__(self, transport: Transport, backend: Backend | None) -> None:
+        self._transport = transport
+        self._backend = backend
+        self._shared = backend is not None and transport.shares(backend)
+        self.held: dict[Delivery, Job] = {}
+        self._pending: dict[str, list[Job]] = {ACK: [], REPLACE: [], BURY: [], RELEASE: []}
+
+    @property
+    def backlog(self) -> int:
+        """How many verdicts wait to be carried out."""
+        return sum(map(len, self._pending.values()))
+
+    def add(self, job: Job) -> None:
+        """Carry out the job's verdict at the next flush."""
+        if job.early or job.delivery in self.held:
+            self._pending[job.verdict].append(job)
+        else:
+            log.warning(
+                "task %s[%s] outcome dropped: its lease was lost and another run has replaced it",
+                job.header.task if job.header else "?",
+                job.delivery.id,
+            )
+
+    def give_back(self, jobs: Iterable[Job], delay: float = 0.0) -> None:
+        """Release these unstarted jobs at the next flush, due again in `delay` seconds."""
+        for job in jobs:
+            job.verdict = RELEASE
+            job.delay = delay
+            self._pending[RELEASE].append(job)
+
+    def flush(self) -> None:
+        """Carry out the verdicts; raises `TransportError` with the rest still pending."""
+        pending = self._pending
+        if pending[RELEASE]:
+            self._release()
+        if pending[ACK]:
+            self._ack()
+        if pending[REPLACE]:
+            self._replace()
+        if pending[BURY]:
+            self._bury()
+
+    def ack_early(self, jobs: list[Job]) -> list[Job]:
+        """Acknowledge before the run; returns those that may run."""
+        lost = set(self._transport.ack([job.delivery for job in jobs]))
+        kept = []
+        for job in jobs:
+            del self.held[job.delivery]
+            if job.delivery not in lost:
+                job.early = True
+                kept.append(job)
+        return kept
+
+    def renew(self, lease: float) -> None:
+        """Extend all leases; jobs that are found lost are dropped."""
+        if not self.held:
+            return
+        lost = self._transport.extend(list(self.held), lease)
+        if not lost:
+            return
+        for delivery in lost:
+            job = self.held.pop(delivery)
+            job.lost = True
+            if job.request is not None:
+                job.request.cancelled = True
+            log.warning("task %s lost its lease: another worker may run it now", delivery.id)
+        for verdict, jobs in self._pending.items():
+            self._pending[verdict] = [job for job in jobs if not job.lost]
+
+    def _ack(self) -> None:
+        jobs = self._pending[ACK]
+        if self._shared:
+            self._store([job for job in jobs if job.early])
+            held = [job for job in jobs if not job.early]
+            lost = self._transport.ack(
+                [job.delivery for job in held],
+                [job.outcome for job in held if job.outcome is not None],
+            )
+        else:
+            self._store(jobs)
+            lost = self._transport.ack([job.delivery for job in jobs if not job.early])
+        self._settled(ACK, jobs, lost)
+
+    def _replace(self) -> None:
+        jobs = self._pending[REPLACE]
+        self._store(jobs)
+        early = [job.successor for job in jobs if job.early and job.successor is not None]
+        if early:
+            self._transport.send(early)
+        pairs = [
+            (job.delivery, job.successor)
+            for job in jobs
+            if not job.early and job.successor is not None
+        ]
+        self._settled(REPLACE, jobs, self._transport.replace(pairs))
+
+    def _bury(self) -> None:
+        jobs = self._pending[BURY]
+        self._store(jobs)
+        burials = [
+            (job.delivery, job.letter) for job in jobs if not job.early and job.letter is not None
+        ]
+        self._settled(BURY, jobs, self._transport.bury(burials))
+
+    def _release(self) -> None:
+        by_delay: dict[float, list[Job]] = {}
+        for job in self._pending[RELEASE]:
+            by_delay.setdefault(job.delay, []).append(job)
+        for delay, jobs in by_delay.items():
+            self._transport.release([job.delivery for job in jobs], delay)
+            for job in jobs:
+                # Lost or not: it is not ours any more, which is what was wanted.
+                self.held.pop(job.delivery, None)
+        self._pending[RELEASE] = []
+
+    def _store(self, jobs: list[Job]) -> None:
+        if self._backend is None:
+            return
+        fresh = [job for job in jobs if job.outcome is not None and not job.stored]
+        if fresh:
+            self._backend.store([job.outcome for job in fresh if job.outcome is not None])
+            for job in fresh:
+                job.stored = True
+
+    def _settled(self, verdict: str, jobs: list[Job], lost: list[Delivery]) -> None:
+        pop = self.held.pop
+        for job in jobs:
+            pop(job.delivery, None)
+        self._pending[verdict] = []
+        if lost:
+            log.warning(
+                "%d receipts were refused: their lease was lost and the tasks run again (first: %s)",
+                len(lost),
+                lost[0].id,
+            )

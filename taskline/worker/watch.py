@@ -1,0 +1,135 @@
+"""What needs a clock while tasks run: time limits, revocations, and showing that they run.
+
+Owned by the I/O thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from taskline.backends.base import Backend
+from taskline.clock import Clock
+from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
+from taskline.worker.execute import Job, Runner
+from taskline.worker.settle import Settlements
+from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks for revocations while tasks run."""
+STARTED_AFTER = 0.5
+"""A run is shown as STARTED once it has lasted this many seconds."""
+TIMED_OUT_HAS, REVOKED_HAS = 0.3, 1.0
+"""Seconds that interrupted code has to end before its process is given up."""
+
+
+class Watch:
+    """Looks at the running jobs when `tick` is called."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        settlements: Settlements,
+        backend: Backend | None,
+        exchange: Exchange,
+        slots: list[ThreadSlot],
+        async_slots: AsyncSlots | None,
+        clock: Clock,
+    ) -> None:
+        self._runner = runner
+        self._settlements = settlements
+        self._backend = backend
+        self._exchange = exchange
+        self._slots = slots
+        self._async_slots = async_slots
+        self._clock = clock
+        self._cursor = 0
+        self._next_look = 0.0
+        self.revoked: set[str] = set()
+        self._terminate: set[str] = set()
+        self.recycle = ""
+        """Why the process must be replaced: given-up code still runs in it."""
+
+    def running(self) -> list[Job]:
+        """The jobs that have begun and have no verdict yet."""
+        jobs = [job for slot in self._slots if (job := slot.current) is not None]
+        if self._async_slots is not None:
+            jobs.extend(list(self._async_slots.running))
+        return [job for job in jobs if not job.verdict and not job.abandoned]
+
+    def tick(self, running: Iterable[Job], now: float) -> None:
+        """Do what is due; `now` is the monotonic clock's."""
+        wall = self._clock.time()
+        started = []
+        for job in running:
+            if not job.started:
+                continue
+            if job.deadline and now >= job.deadline:
+                self._time_out(job, now)
+            elif job.soft_deadline and now >= job.soft_deadline:
+                job.soft_deadline = 0.0
+                limit = wall - job.started
+                self._interrupt(job, SoftTimeout(f"the soft time limit passed after {limit:.1f} s"))
+            elif job.terminate and not job.lost:
+                self._stop_revoked(job, now)
+            if self._backend is not None and not job.marked and wall - job.started > STARTED_AFTER:
+                job.marked = True
+                started.append(self._runner.started(job))
+        if started and self._backend is not None:
+            self._backend.store(started)
+
+    def next_due(self, running: Iterable[Job], until: float) -> float:
+        """The moment, not after `until`, at which `tick` has something to do."""
+        for job in running:
+            for moment in (job.deadline, job.soft_deadline):
+                if moment:
+                    until = min(until, moment)
+        return until
+
+    def look_at_revocations(self, now: float, *, force: bool = False) -> None:
+        """Learn of new revocations, at most once in `LOOK_EVERY` seconds unless forced."""
+        if self._backend is None or not (force or now >= self._next_look):
+            return
+        self._next_look = now + LOOK_EVERY
+        self._cursor, fresh = self._backend.revoked(self._cursor)
+        for revocation in fresh:
+            self.revoked.add(revocation.id)
+            if revocation.terminate:
+                self._terminate.add(revocation.id)
+        if fresh:
+            for job in self.running():
+                job.terminate = job.delivery.id in self._terminate
+            for job in self._settlements.held.values():
+                if job.delivery.id in self.revoked and not job.started:
+                    job.revoked = True
+
+    def _interrupt(self, job: Job, error: Exception) -> None:
+        job.interrupted = error
+        for slot in self._slots:
+            if slot.current is job:
+                slot.interrupt(job, error)
+                return
+        if self._async_slots is not None:
+            self._async_slots.interrupt(job)
+
+    def _stop_revoked(self, job: Job, now: float) -> None:
+        job.terminate = False
+        if job.request is not None:
+            job.request.cancelled = True
+        job.deadline = now + REVOKED_HAS
+        self._interrupt(job, TaskRevoked(f"task {job.delivery.id} was revoked while it ran"))
+
+    def _time_out(self, job: Job, now: float) -> None:
+        """At the hard limit, interrupt; when that does not help, settle without the code's end."""
+        if not isinstance(job.interrupted, (TaskTimeout, TaskRevoked)):
+            job.deadline = now + TIMED_OUT_HAS
+            self._interrupt(
+                job, TaskTimeout(f"the task ran longer than its timeout of {job.limit or 0:g} s")
+            )
+            return
+        twin = job.abandon()
+        held = self._settlements.held
+        if job.delivery in held:
+            held[job.delivery] = twin
+        self._runner.failed(twin, job.interrupted)
+        self._exchange.done.append(twin)
+        self.recycle = f"task {job.delivery.id} did not end when it was told to"

@@ -17,7 +17,17 @@ from taskline import context, outcomes
 from taskline.app import Taskline
 from taskline.errors import Ignore, InvalidArguments, Reject, SerializationError, TaskRevoked
 from taskline.failures import error_line, user_traceback
-from taskline.message import EXPIRED, REVOKED, STARTED, DeadLetter, Delivery, Header, Message, Outcome
+from taskline.message import (
+    EXPIRED,
+    REVOKED,
+    STARTED,
+    SUCCESS,
+    DeadLetter,
+    Delivery,
+    Header,
+    Message,
+    Outcome,
+)
 from taskline.task import Task
 
 log = logging.getLogger("taskline.worker")
@@ -115,7 +125,7 @@ class Runner:
         self.worker = worker
         self._keep = keep_results
         self._codec = app.codec
-        self._loads = app.codec.loads
+        self._arguments = app.codec.arguments
         self._clock = app.clock
         self._default_ttl = app.settings.result_ttl
 
@@ -125,7 +135,7 @@ class Runner:
         assert task is not None
         assert header is not None
         try:
-            args, kwargs = self._loads(header, job.body)
+            args, kwargs = self._arguments(header, job.body)
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
@@ -143,7 +153,7 @@ class Runner:
         assert task is not None
         assert header is not None
         try:
-            args, kwargs = self._loads(header, job.body)
+            args, kwargs = self._arguments(header, job.body)
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
@@ -174,9 +184,12 @@ class Runner:
         job.finished = self._clock.time()
         if self._keep and header.result_ttl != 0:
             try:
-                job.outcome = outcomes.success(self._codec, header, value, **self._known(job))
-            except SerializationError as error:
-                self.failed(job, error)
+                job.outcome = outcomes.outcome(
+                    self._codec, header, SUCCESS, value, **self._known(job)
+                )
+            except SerializationError as refused:
+                error = outcomes.unfit(header, value, refused)
+                self.bury(job, error, str(error))
                 return
         job.verdict = ACK
 
@@ -224,7 +237,7 @@ class Runner:
         delivery = job.delivery
         header = job.header or Header(1, delivery.id, "", delivery.queue, 0.0)
         ran = job.request is not None
-        trace = user_traceback(error)
+        trace = user_traceback(error.__traceback__)
         log.error(
             "task %s[%s] failed for good: %s",
             header.task or "?",
@@ -268,7 +281,7 @@ class Runner:
         )
         successor = outcomes.successor(header, error, delay, now, job.started or now)
         successor = msgspec.structs.replace(successor, deliveries=job.delivery.deliveries)
-        job.successor = self._codec.seal(successor, job.body)
+        job.successor = self._codec.reframe(successor, job.body)
         if self._keep:
             job.outcome = outcomes.retrying(
                 self._codec, header, error, retry_at=now + delay, **self._known(job)

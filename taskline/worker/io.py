@@ -10,11 +10,18 @@ import logging
 import random
 import threading
 from collections import deque
+from collections.abc import Sequence
 from queue import Empty
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
-from taskline.errors import SerializationError, TaskPoisoned, TransportError, UnknownTask
+from taskline.errors import (
+    SerializationError,
+    TaskPoisoned,
+    TaskTimeout,
+    TransportError,
+    UnknownTask,
+)
 from taskline.message import Delivery
 from taskline.transports.base import Transport
 from taskline.worker.execute import Job, Runner
@@ -54,6 +61,7 @@ class IOThread:
         slots: int,
         async_slots: int,
         ledger: Ledger | None,
+        timed_out: Sequence[str] = (),
     ) -> None:
         self._app = app
         self._runner = runner
@@ -64,6 +72,7 @@ class IOThread:
         self._lease = lease
         self._max_deliveries = max_deliveries
         self._ledger = ledger
+        self._timed_out = set(timed_out)
         self._event = threading.Event()
         self.exchange = Exchange(self.wake)
         self.slots = [
@@ -198,9 +207,7 @@ class IOThread:
             if not self.stopping and (room := self._room(self.exchange.ready.qsize())) > 0:
                 self._receive(room, 0.0, backend)
         else:
-            until = self._watch.next_due(
-                self._watch.running(), min(now + TICK, self._next_renewal)
-            )
+            until = self._watch.next_due(self._watch.running(), min(now + TICK, self._next_renewal))
             if self._stop_by is not None:
                 self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
             elif (room := self._room(0)) > 0:
@@ -293,6 +300,16 @@ class IOThread:
             elif header.expires is not None and header.expires <= now:
                 self._runner.expired(job)
                 settlements.add(job)
+            elif delivery.lost and header.id in self._timed_out:
+                self._timed_out.remove(header.id)
+                self._runner.failed(
+                    job,
+                    TaskTimeout(
+                        f"the task ran longer than its timeout of {job.limit or 0:g} s"
+                        " and did not react: its process was killed"
+                    ),
+                )
+                settlements.add(job)
             elif delivery.lost >= self._max_deliveries:
                 self._refuse(
                     job,
@@ -330,8 +347,10 @@ class IOThread:
         """
         suspect = self._suspect
         if suspect is not None and not (suspect.verdict or suspect.lost or suspect.abandoned):
-            if self._suspects and suspect.started and (
-                self._clock.time() - suspect.started > PATIENCE
+            if (
+                self._suspects
+                and suspect.started
+                and (self._clock.time() - suspect.started > PATIENCE)
             ):
                 self._settlements.give_back(self._suspects, SUSPECT_DELAY)
                 self._suspects.clear()

@@ -72,9 +72,7 @@ class Ledger:
                 self._map, _FLAG.size + slot * _RECORD.size
             )
             if started:
-                found.append(
-                    Running(raw.rstrip(b"\0").decode(errors="replace"), started, deadline)
-                )
+                found.append(Running(raw.rstrip(b"\0").decode(errors="replace"), started, deadline))
         return found
 
     def reset(self) -> None:

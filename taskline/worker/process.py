@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 from taskline.app import Taskline
@@ -44,6 +45,7 @@ class Worker:
         *,
         consumer: str = "",
         ledger: Ledger | None = None,
+        timed_out: Sequence[str] = (),
     ) -> None:
         options = options or WorkerOptions()
         settings = app.settings
@@ -56,7 +58,7 @@ class Worker:
             app,
             runner,
             consumer=self.consumer,
-            queues=options.queues or app.queues(),
+            queues=options.queues or served_queues(app),
             weights=options.weights,
             lease=options.lease or settings.lease,
             max_deliveries=options.max_deliveries or settings.max_deliveries,
@@ -64,6 +66,7 @@ class Worker:
             slots=options.threads,
             async_slots=options.async_slots,
             ledger=ledger,
+            timed_out=timed_out,
         )
         self._threads: list[threading.Thread] = []
         self._io_thread = threading.Thread(target=self._run_io, name="taskline-io", daemon=True)
@@ -156,26 +159,36 @@ class Worker:
         self.io.stop(0.0 if now else self._grace)
 
 
+def served_queues(app: Taskline) -> list[str]:
+    """The queues a worker serves when it is not told: those of the tasks, and the default one."""
+    return sorted({app.settings.queue, *(task.queue for task in app.tasks.values())})
+
+
 def main(arguments: list[str]) -> int:
-    """The body of a spawned child: `APP_PATH OPTIONS_JSON CONSUMER LEDGER_FD CONTROL_FD`."""
+    """The body of a spawned child: `APP_PATH OPTIONS CONSUMER LEDGER_FD CONTROL_FD [TIMED_OUT_ID…]`."""
     import msgspec
 
     from taskline.log import setup
 
-    path, raw, consumer, ledger_fd, control_fd = arguments
+    path, raw, consumer, ledger_fd, control_fd, *timed_out = arguments
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
     module, _, name = path.partition(":")
     app = getattr(importlib.import_module(module), name)
     ledger = Ledger(options.threads + options.async_slots, int(ledger_fd))
-    return run_child(app, options, consumer, ledger, int(control_fd))
+    return run_child(app, options, consumer, ledger, int(control_fd), timed_out)
 
 
 def run_child(
-    app: Taskline, options: WorkerOptions, consumer: str, ledger: Ledger, control: int
+    app: Taskline,
+    options: WorkerOptions,
+    consumer: str,
+    ledger: Ledger,
+    control: int,
+    timed_out: Sequence[str],
 ) -> int:
     """Be one child of a supervisor; returns the exit code."""
-    worker = Worker(app, options, consumer=consumer, ledger=ledger)
+    worker = Worker(app, options, consumer=consumer, ledger=ledger, timed_out=timed_out)
     return worker.run(control)
 
 

@@ -35,6 +35,10 @@ HARD_LIMIT_MARGIN = 2.0
 STOP_MARGIN = 5.0
 """Seconds beyond `grace` after which a process that has not stopped is killed."""
 BACKOFF_FIRST, BACKOFF_MAX = 0.2, 30.0
+QUICK_DEATH = 2.0
+"""Seconds; a process that did not live longer died young."""
+QUICK_DEATHS_FREE = 5
+"""Young deaths in a row, of processes that had reached their broker, before replacement waits."""
 MISCONFIGURED = 2
 
 
@@ -47,8 +51,11 @@ class Child:
         self.pid = 0
         self.control = -1
         self.consumer = ""
-        self.failed_starts = 0
+        self.quick_deaths = 0
+        self.started_at = 0.0
         self.start_at = 0.0
+        self.timed_out: list[str] = []
+        """Tasks that the process was killed for: its successor ends them, it does not run them."""
 
 
 class Supervisor:
@@ -141,6 +148,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.ledger.reset()
+        child.started_at = self._clock.monotonic()
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         read_end, child.control = os.pipe()
         options = msgspec.structs.replace(self.options, name=self.name)
@@ -153,6 +161,7 @@ class Supervisor:
             if not child.pid:
                 self._be_child(child, options, read_end)
         os.close(read_end)
+        child.timed_out = []
         log.info("process %d started", child.pid)
 
     def _spawn(self, child: Child, options: WorkerOptions, read_end: int) -> int:
@@ -166,6 +175,7 @@ class Supervisor:
                 msgspec.json.encode(options).decode(),
                 child.consumer,
                 *map(str, fds),
+                *child.timed_out,
             ],
             pass_fds=fds,
         )
@@ -182,7 +192,9 @@ class Supervisor:
                 # A sibling must see its pipe's end when the supervisor dies.
                 if other.control >= 0:
                     os.close(other.control)
-            code = run_child(self.app, options, child.consumer, child.ledger, read_end)
+            code = run_child(
+                self.app, options, child.consumer, child.ledger, read_end, child.timed_out
+            )
         except ConfigurationError as error:
             log.critical("%s", error)
             code = MISCONFIGURED
@@ -223,21 +235,26 @@ class Supervisor:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._obeyed:
             log.info("process %d ended (%s)", pid, how)
-        elif code == RECYCLED or child.ledger.ready:
-            child.failed_starts = 0
-            child.start_at = now
-            log.warning("process %d ended (%s): replaced", pid, how)
         else:
-            child.failed_starts += 1
-            delay = min(BACKOFF_FIRST * 2 ** (child.failed_starts - 1), BACKOFF_MAX)
-            child.start_at = now + delay
+            self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
+
+    def _replace(self, child: Child, now: float, what: str, *, recycled: bool) -> None:
+        """Start a child's successor: at once, or later each time if they die at their start."""
+        if recycled or now - child.started_at > QUICK_DEATH:
+            child.quick_deaths = 0
+        else:
+            child.quick_deaths += 1
+        free = QUICK_DEATHS_FREE if child.ledger.ready else 0
+        delay = 0.0
+        if child.quick_deaths > free:
+            delay = min(BACKOFF_FIRST * 2.0 ** (child.quick_deaths - free - 1), BACKOFF_MAX)
+        child.start_at = now + delay
+        if delay:
             log.error(
-                "process %d died at its start (%s), %d times in a row: next try in %.1f s",
-                pid,
-                how,
-                child.failed_starts,
-                delay,
+                "%s, as did %d before it: next try in %.1f s", what, child.quick_deaths - 1, delay
             )
+        else:
+            log.warning("%s: replaced", what)
 
     def _recover(self, now: float) -> None:
         """Hand back what dead processes held. A broker out of reach is asked again each second."""
@@ -264,6 +281,7 @@ class Supervisor:
                     running.id,
                     child.pid,
                 )
+                child.timed_out.append(running.id)
                 os.kill(child.pid, signal.SIGKILL)
                 return
 

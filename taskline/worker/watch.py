@@ -73,7 +73,7 @@ class Watch:
                 self._stop_revoked(job, now)
             if self._backend is not None and not job.marked and wall - job.started > STARTED_AFTER:
                 job.marked = True
-                started.append(self._runner.started(job))
+                started.append(self._runner.showing(job))
         if started and self._backend is not None:
             self._backend.store(started)
 

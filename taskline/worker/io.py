@@ -329,6 +329,8 @@ class IOThread:
                 assert job.task is not None
                 (coroutines if job.task.is_async else plain).append(job)
         put = self.exchange.ready.put
+        if plain and not self.exchange.ready.qsize():
+            self._taken_at = self._clock.monotonic()
         for job in plain:
             put(job)
         if coroutines and self.async_slots is not None:

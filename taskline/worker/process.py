@@ -85,7 +85,7 @@ class Worker:
         self.io.ready.wait(timeout=30)
 
     def stop(self, grace: float | None = None) -> None:
-        """Take no more, give running tasks `grace` seconds (default: the setting), hand back the rest."""
+        """Take no more, give running tasks `grace` seconds (else the setting), hand back the rest."""
         self.io.stop(self._grace if grace is None else grace)
         self._io_thread.join(timeout=(self._grace if grace is None else grace) + 30)
         for thread in self._threads:
@@ -165,7 +165,7 @@ def served_queues(app: Taskline) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The body of a spawned child: `APP_PATH OPTIONS CONSUMER LEDGER_FD CONTROL_FD [TIMED_OUT_ID…]`."""
+    """A spawned child: `APP_PATH OPTIONS CONSUMER LEDGER_FD CONTROL_FD [TIMED_OUT_ID…]`."""
     import msgspec
 
     from taskline.log import setup

@@ -152,7 +152,7 @@ class Settlements:
         self._pending[verdict] = []
         if lost:
             log.warning(
-                "%d receipts were refused: their lease was lost and the tasks run again (first: %s)",
+                "%d receipts were refused: the lease was lost, and the tasks run again (first: %s)",
                 len(lost),
                 lost[0].id,
             )

@@ -82,7 +82,7 @@ class Supervisor:
             raise ConfigurationError("start method 'spawn' needs app_path='module:attribute'")
 
     def run(self) -> int:
-        """Supervise until SIGTERM or SIGINT; returns the exit code: 0, or 2 for a wrong configuration."""
+        """Supervise until SIGTERM or SIGINT; returns 0, or 2 for a wrong configuration."""
         wake, wake_end = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(wake_end, False)

@@ -123,13 +123,13 @@ def _traceback_text(error: BaseException) -> str:
     import traceback
 
     try:
-        lines = traceback.format_exception(type(error), error, _users(error.__traceback__))
+        lines = traceback.format_exception(type(error), error, user_traceback(error.__traceback__))
     except Exception as broken:  # traceback calls the user's __str__ and __repr__
         return f"{_message(error)}\n<its traceback cannot be shown: {type(broken).__name__}>\n"
     return "".join(lines)
 
 
-def _users(traceback: TracebackType | None) -> TracebackType | None:
+def user_traceback(traceback: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame that is not ours; the whole one when all are."""
     frame = traceback
     while frame is not None and frame.tb_frame.f_code.co_filename.startswith(_PACKAGE):

@@ -67,7 +67,7 @@ def success(codec: Codec, header: Header, value: Any, **known: Any) -> Outcome:
     try:
         return outcome(codec, header, m.SUCCESS, value, **known)
     except SerializationError as refused:
-        return failure(codec, header, _unfit(header, value, refused), **known)
+        return failure(codec, header, unfit(header, value, refused), **known)
 
 
 def failure(codec: Codec, header: Header, error: BaseException, **known: Any) -> Outcome:
@@ -155,7 +155,7 @@ def successor(
     )
 
 
-def _unfit(header: Header, value: Any, refused: SerializationError) -> SerializationError:
+def unfit(header: Header, value: Any, refused: SerializationError) -> SerializationError:
     kind = type(value)
     return SerializationError(
         f"the result, a {kind.__module__}.{kind.__qualname__}, does not fit: {refused}; "

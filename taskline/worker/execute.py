@@ -15,7 +15,14 @@ import msgspec
 
 from taskline import context, outcomes
 from taskline.app import Taskline
-from taskline.errors import Ignore, InvalidArguments, Reject, SerializationError, TaskRevoked
+from taskline.errors import (
+    ConfigurationError,
+    Ignore,
+    InvalidArguments,
+    Reject,
+    SerializationError,
+    TaskRevoked,
+)
 from taskline.failures import error_line, user_traceback
 from taskline.message import (
     EXPIRED,
@@ -181,7 +188,19 @@ class Runner:
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
-        job.finished = self._clock.time()
+        now = job.finished = self._clock.time()
+        policy = task.policy
+        if header.retry is not None or (policy is not None and policy.judges_results):
+            try:
+                delay = outcomes.next_attempt(
+                    policy, header, None, now, result=value, started=job.started
+                )
+            except ConfigurationError as wrong:
+                self.bury(job, wrong, str(wrong))
+                return
+            if delay is not None:
+                self._again(job, header, outcomes.unsatisfying(value), delay)
+                return
         if self._keep and header.result_ttl != 0:
             try:
                 job.outcome = outcomes.outcome(
@@ -199,7 +218,7 @@ class Runner:
         assert header is not None
         now = job.finished = self._clock.time()
         if isinstance(error, Ignore):
-            self.succeeded(job, None)
+            self._end(job, SUCCESS)
             return
         if job.interrupted is not None and type(error) is type(job.interrupted):
             # In a thread only the class can be raised; the text is here.
@@ -211,7 +230,10 @@ class Runner:
             self.bury(job, error, str(error))
             return
         policy = job.task.policy if job.task is not None else None
-        delay = outcomes.next_attempt(policy, header, error, now)
+        try:
+            delay = outcomes.next_attempt(policy, header, error, now, started=job.started or None)
+        except ConfigurationError as wrong:
+            delay, error = None, wrong
         if delay is None:
             reason = error.reason if isinstance(error, Reject) else error_line(error)
             self.bury(job, error, reason)

@@ -85,7 +85,7 @@ class Worker:
         self.io.ready.wait(timeout=30)
 
     def stop(self, grace: float | None = None) -> None:
-        """Take no more, give running tasks `grace` seconds (else the setting), hand back the rest."""
+        """Take no more, give running tasks `grace` seconds, hand back the rest."""
         self.io.stop(self._grace if grace is None else grace)
         self._io_thread.join(timeout=(self._grace if grace is None else grace) + 30)
         for thread in self._threads:

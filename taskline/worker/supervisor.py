@@ -30,7 +30,7 @@ from taskline.worker.process import RECYCLED, STOP, STOP_NOW, run_child
 
 log = logging.getLogger("taskline.supervisor")
 
-HARD_LIMIT_MARGIN = 2.0
+HARD_LIMIT_MARGIN = 0.5
 """Seconds that a process has to enforce a time limit itself before it is killed for it."""
 STOP_MARGIN = 5.0
 """Seconds beyond `grace` after which a process that has not stopped is killed."""
@@ -140,6 +140,10 @@ class Supervisor:
         for child in self._children:
             if not child.pid:
                 pause = min(pause, max(0.0, child.start_at - now))
+                continue
+            for running in child.ledger.running():
+                if running.deadline:
+                    pause = min(pause, running.deadline + HARD_LIMIT_MARGIN - now)
         if self._obeyed:
             pause = min(pause, max(0.01, self._kill_at - now))
         return max(pause, 0.01)

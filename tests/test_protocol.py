@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 import taskline
-from taskline import compression
+from taskline import compression, serializers
 from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import SerializationError
@@ -111,3 +112,35 @@ def test_the_table_of_compressions() -> None:
 def test_the_default_limit() -> None:
     assert Settings().max_message_size == 16 * 1024 * 1024
     assert "(16 MiB unless configured)" in PAGE
+
+
+def test_the_error_that_is_described_is_the_one_that_is_written() -> None:
+    from taskline.failures import encode_error
+
+    section = PAGE.split("\n### Errors\n", 1)[1].split("\n## ", 1)[0]
+    described = set(re.findall(r"^\| `(\w+)` \|", section, re.M))
+    error = ValueError("no")
+    error.code = 3  # type: ignore[attr-defined]
+    assert described == {*encode_error(error), "exceptions"}
+
+
+def test_values_are_written_as_the_table_says() -> None:
+    zone = timezone(timedelta(hours=1))
+    at = datetime(2024, 1, 2, 3, 4, 5, tzinfo=zone)
+    later = timedelta(days=1, seconds=2)
+    value = [b"\xfb\xff", at, at.replace(tzinfo=None), at.date(), at.time(), later, {at.date(): 1}]
+    as_json, as_msgpack = (serializers.get(name).dumps([value, {}]) for name in ("json", "msgpack"))
+    written = [
+        "+/8=",
+        "2024-01-02T03:04:05+01:00",
+        "2024-01-02T03:04:05",
+        "2024-01-02",
+        "03:04:05",
+        "P1DT2S",
+        {"2024-01-02": 1},
+    ]
+    assert json.loads(as_json) == [written, {}]
+    assert b"\xc4\x02\xfb\xff" in as_msgpack  # binary
+    seconds = int(at.timestamp()).to_bytes(4, "big")
+    assert b"\xd6\xff" + seconds in as_msgpack  # the timestamp extension
+    assert serializers.get("msgpack").loads(as_msgpack)[0][2:] == written[2:]

@@ -1,0 +1,134 @@
+"""Right uses of the public face: `mypy --strict` must accept every line."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from datetime import datetime, timezone
+from typing import Any
+
+from typing_extensions import assert_type
+
+from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task
+
+app = Taskline("shop", broker="sqlite:///shop.db", backend="memory://", queue="mail", lease=10)
+nodes = Taskline("shop", broker=["redis://a", "redis://b"], backend=None)
+connector = Taskline("shop", broker={"type": "redis", "nodes": [{"host": "a"}]})
+
+
+@app.task
+def bare(order: int, to: str = "x", *, copy: bool = False) -> str:
+    return to * order
+
+
+@app.task(queue="mail", retry=3, timeout=30, name="mail.send", ack="early", priority=9)
+def declared(order: int, to: str = "x", *, copy: bool = False) -> str:
+    return to * order
+
+
+@app.task()
+def empty() -> None: ...
+
+
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(retry={"max": 3, "for": [OSError]})
+async def fetch_declared(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(bind=True)
+def bound(self: Task[..., Any], order: int) -> list[str]:
+    return [self.name, self.request.id, current_task.queue, str(order)]
+
+
+@app.task(bind=True, queue="mail")
+async def bound_async(self: Task[..., Any], order: int) -> float:
+    return float(self.request.attempt * order)
+
+
+@app.task
+def many(*orders: int, **notes: str) -> int:
+    return sum(orders)
+
+
+class Shop:
+    @app.task
+    @staticmethod
+    def close(hour: int) -> int:
+        return hour
+
+
+# What a task is, and what a call of it here gives
+assert_type(bare(1, "x", copy=True), str)
+assert_type(declared(1), str)
+made: Coroutine[Any, Any, bytes] = fetch("u")
+assert_type(bound(1), list[str])
+assert_type(Shop.close(3), int)
+
+# delay
+assert_type(bare.delay(1), AsyncResult[str])
+assert_type(bare.delay(1, "x", copy=True).get(timeout=10), str)
+assert_type(declared.delay(order=1, to="x").get(), str)
+assert_type(fetch.delay("u").get(), bytes)
+assert_type(fetch_declared.delay("u").get(), bytes)
+assert_type(bound.delay(1).get(), list[str])
+assert_type(bound_async.delay(1).get(), float)
+assert_type(many.delay(1, 2, 3, a="x").get(), int)
+assert_type(Shop.close.delay(3).get(), int)
+empty.delay().get()
+
+# options
+assert_type(bare.options(queue="slow", countdown=5, eta=None).delay(1, copy=True).get(), str)
+assert_type(fetch.options(eta=datetime.now(timezone.utc), headers={"a": 1}).delay("u").get(), bytes)
+assert_type(bound.options(retry=5).options(priority=1).delay(1).get(), list[str])
+
+# apply_async takes its arguments loosely; its result is typed
+assert_type(bare.apply_async([1], {"copy": True}, countdown=3, expires=60.0).get(), str)
+assert_type(fetch.apply_async(("u",), task_id="mine").get(), bytes)
+
+# map
+assert_type(bare.map([1, 2]), ResultSet[str])
+assert_type(bare.map([1, 2]).get(timeout=3), list[str])
+assert_type(bare.options(queue="slow").map(range(3)).get(), list[str])
+assert_type(fetch.map(url for url in ["a", "b"]).get(), list[bytes])
+assert_type(bound.map({1, 2}).get(), list[list[str]])
+assert_type(bare.starmap([(1, "x"), (2, "y")]).get(), list[str])
+assert_type([each.get() for each in bare.map([1])], list[str])
+
+# by name, and code that travels
+assert_type(app.send_task("far.away", [1], {"a": 2}, queue="q").get(), Any)
+assert_type(app.AsyncResult("id").get(), Any)
+assert_type(app.submit(lambda number: number + 1, 1).get(), int)
+
+
+async def coroutine(number: int) -> str:
+    return str(number)
+
+
+assert_type(app.submit(coroutine, 1).get(), str)
+
+with app.batch() as results:
+    bare.delay(1)
+assert_type(results, ResultSet[Any])
+
+
+async def main() -> None:
+    assert_type(await fetch("u"), bytes)
+    assert_type(await bare.adelay(1, copy=True), AsyncResult[str])
+    result = await fetch.options(queue="q").adelay("u")
+    assert_type(result, AsyncResult[bytes])
+    assert_type(await result.aget(timeout=3), bytes)
+    assert_type(await bare.map([1]).aget(), list[str])
+
+
+# Either kind of task can be handed to whoever sends it
+def send(task: Task[[str], bytes], plain: Task[[int], str]) -> None:
+    task.delay("u")
+
+
+send(fetch, bare)
+kept: AsyncTask[[str], bytes] = fetch
+assert_type(bare.delay(1).get(propagate=False), str | Exception)

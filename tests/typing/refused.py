@@ -1,0 +1,97 @@
+"""Wrong uses of the public face: `mypy --strict` must refuse each marked line, with that code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskline import Task, Taskline
+
+app = Taskline("shop")
+
+
+@app.task
+def bare(order: int, to: str = "x", *, copy: bool = False) -> str:
+    return to * order
+
+
+@app.task(queue="mail", retry=3)
+def declared(order: int) -> str:
+    return str(order)
+
+
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(bind=True)
+def bound(self: Task[..., Any], order: int) -> list[str]:
+    return [str(order)]
+
+
+@app.task(bind=True)
+async def bound_async(self: Task[..., Any], order: int) -> float:
+    return float(order)
+
+
+@app.task
+def two(order: int, to: str) -> None: ...
+
+
+@app.task
+def named(*, order: int) -> None: ...
+
+
+# delay
+bare.delay("1")  # E: arg-type
+bare.delay()  # E: call-arg
+bare.delay(1, "x", True)  # E: call-arg
+bare.delay(1, nope=3)  # E: call-arg
+bare.delay(1, copy="yes")  # E: arg-type
+declared.delay("1")  # E: arg-type
+fetch.delay(3)  # E: arg-type
+bound.delay("1")  # E: arg-type
+bound.delay(bound, 1)  # E: call-arg arg-type
+bound_async.delay("1")  # E: arg-type
+
+# a plain call
+bare("1")  # E: arg-type
+bound("1")  # E: arg-type
+
+# options
+bare.options(queue="q").delay("1")  # E: arg-type
+bare.options(queue=3)  # E: arg-type
+bare.options(queu="q")  # E: call-arg
+bare.options(countdown="soon")  # E: arg-type
+fetch.options(queue="q").delay()  # E: call-arg
+app.task(ack="never")  # E: call-overload
+app.task(queu="x")  # E: call-overload
+bare.apply_async([1], countdwn=3)  # E: call-arg
+app.send_task(3)  # E: arg-type
+
+# map
+bare.map(["x"])  # E: list-item
+bare.map(3)  # E: arg-type
+fetch.map([1])  # E: list-item
+bound.map(["x"])  # E: list-item
+two.map([1])  # E: misc arg-type
+named.map([1])  # E: misc arg-type
+bare.options(queue="q").map(["x"])  # E: list-item
+
+# the result's type
+number: int = bare.delay(1).get()  # E: assignment
+other: int = fetch.delay("u").get()  # E: assignment
+third: str = bound.delay(1).get()  # E: assignment
+fourth: list[int] = bare.map([1]).get()  # E: assignment
+fifth: str = bare.delay(1).get(propagate=False)  # E: assignment
+sixth: int = bare.apply_async([1]).get()  # E: assignment
+app.submit(len, 3)  # E: call-overload
+
+
+async def main() -> None:
+    await bare.adelay("1")  # E: arg-type
+    await fetch.adelay(3)  # E: arg-type
+    _text: str = await (await fetch.adelay("u")).aget()  # E: assignment
+    _value: str = await fetch("u")  # E: assignment
+    fetch("u")  # E: unused-coroutine
+    bare.adelay(1)  # E: unused-coroutine

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskline import serializers
+from taskline import compression, serializers
 from taskline.config import Settings, nearest
 from taskline.errors import ConfigurationError, MessageRefused, SerializationError
 from taskline.message import Header, Message, Outcome, OutcomeHeader, join, split, split_outcome
@@ -51,11 +51,7 @@ class Codec:
         Sets `header.compression`. Raises `SerializationError` for a value that the
         header's serializer cannot write, or a message larger than `max_message_size`.
         """
-        body = self._dump(header, value)
-        try:
-            frame = join(header, body)
-        except Exception as error:
-            raise _unwritable(header, error) from error
+        frame = join(header, self._dump(header, value))
         if self._signing or len(frame) > self._limit:
             frame = self._seal(frame)
         return Message(header, frame)
@@ -65,21 +61,13 @@ class Codec:
 
         For a further attempt: the body is neither decoded nor compressed again.
         """
-        try:
-            frame = join(header, body)
-        except Exception as error:
-            raise _unwritable(header, error) from error
-        return Message(header, self._seal(frame))
+        return Message(header, self._seal(join(header, body)))
 
     def encode_outcome(
         self, header: OutcomeHeader, value: Any, *, sent: float, ttl: float | None
     ) -> Outcome:
         """The outcome of a task; `sent` is the message's, `ttl` in seconds. Raises as `encode`."""
-        body = self._dump(header, value)
-        try:
-            frame = join(header, body)
-        except Exception as error:
-            raise _unwritable(header, error) from error
+        frame = join(header, self._dump(header, value))
         if self._signing or len(frame) > self._limit:
             frame = self._seal(frame)
         return Outcome(header.id, header.state, sent, header.deliveries, ttl, frame)
@@ -155,8 +143,6 @@ class Codec:
         return body
 
     def _decompress(self, name: str, body: bytes) -> bytes:
-        from taskline import compression
-
         try:
             found = compression.find(name)
             if found is None:
@@ -256,21 +242,12 @@ def _serializers(settings: Settings) -> dict[str, Serializer]:
 def _compressor(name: str) -> Callable[[bytes], bytes] | None:
     if not name:
         return None
-    from taskline import compression
-
     found = compression.find(name)
     if found is None:
         raise ConfigurationError(
             f"unknown compression {name!r}{nearest(name, tuple(compression.names()))}"
         )
     return found.compress
-
-
-def _unwritable(header: Header | OutcomeHeader, error: Exception) -> SerializationError:
-    return SerializationError(
-        f"{header.task}: the header cannot be written as JSON, which carries plain data alone: "
-        f"{_reason(error)}"
-    )
 
 
 def _reason(error: Exception) -> str:

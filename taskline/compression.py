@@ -115,8 +115,7 @@ def _zstd() -> Compression:
         body: bytes = unpacker.decompress(data, max_output_size=size, allow_extra_data=False)
         return body
 
-    # Its objects must not be shared between threads, as a codec is.
-    return Compression(lambda data: zstandard.ZstdCompressor().compress(data), decompress)
+    return Compression(zstandard.ZstdCompressor().compress, decompress)
 
 
 _MAKERS: dict[str, Callable[[], Compression]] = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import typing
 from collections import deque
 from collections.abc import Callable
 from datetime import date
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
 
@@ -124,11 +124,8 @@ def revive(hint: Any, value: Any) -> Any:
         made = kind()
         made.update(found)
         return made
-    if isinstance(value, str) and issubclass(kind, os.PathLike):
-        from pathlib import Path
-
-        return Path(value) if kind is os.PathLike else hint(value)
-    if type(value) in _SCALARS and issubclass(kind, type(value)):
+    made_of_text = issubclass(kind, PurePath) and isinstance(value, str)
+    if made_of_text or (type(value) in _SCALARS and issubclass(kind, type(value))):
         return hint(value)
     if isinstance(value, kind):
         return value

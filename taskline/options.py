@@ -17,35 +17,35 @@ _NAME_LENGTH = 200
 
 
 class TaskOptions(TypedDict, total=False):
-    """What `@app.task` takes besides `bind`. Durations are seconds."""
+    """What `@app.task` takes besides `bind`; None is as good as nothing. Durations are seconds."""
 
-    name: str
-    queue: str
-    priority: int
+    name: str | None
+    queue: str | None
+    priority: int | None
     retry: Any
-    timeout: float
-    soft_timeout: float
-    expires: float
-    result_ttl: float
-    serializer: str
+    timeout: float | None
+    soft_timeout: float | None
+    expires: float | None
+    result_ttl: float | None
+    serializer: str | None
     ack: Literal["late", "early"]
 
 
 class SendOptions(TypedDict, total=False):
-    """What `options()`, `apply_async()` and `send_task()` take. Durations are seconds."""
+    """What `options()`, `apply_async()` and `send_task()` take, in the same way."""
 
-    queue: str
-    priority: int
-    countdown: float
-    eta: datetime | float
-    expires: datetime | float
-    timeout: float
-    soft_timeout: float
-    result_ttl: float
-    serializer: str
+    queue: str | None
+    priority: int | None
+    countdown: float | None
+    eta: datetime | float | None
+    expires: datetime | float | None
+    timeout: float | None
+    soft_timeout: float | None
+    result_ttl: float | None
+    serializer: str | None
     retry: Any
-    headers: Mapping[str, Any]
-    task_id: str
+    headers: Mapping[str, Any] | None
+    task_id: str | None
 
 
 TASK_OPTIONS = (*TaskOptions.__annotations__, "bind")

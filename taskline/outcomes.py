@@ -41,23 +41,24 @@ def outcome(
 
     Raises `SerializationError` when `value` cannot be encoded.
     """
-    head = OutcomeHeader(
-        v=m.VERSION,
-        id=header.id,
-        state=state,
-        task=header.task,
-        queue=header.queue,
-        serializer=header.serializer,
-        attempt=header.attempt,
-        deliveries=deliveries,
-        worker=worker,
-        started=started,
-        finished=finished,
-        retry_at=retry_at,
-        errors=header.errors if errors is None else errors,
-        error=error,
-        parent=header.parent,
-        root=header.root,
+    head = OutcomeHeader(  # by position: every run of a task makes one
+        m.VERSION,
+        header.id,
+        state,
+        header.task,
+        header.queue,
+        header.serializer,
+        "",
+        header.attempt,
+        deliveries,
+        worker,
+        started,
+        finished,
+        retry_at,
+        header.errors if errors is None else errors,
+        error,
+        header.parent,
+        header.root,
     )
     return codec.encode_outcome(head, value, sent=header.sent, ttl=ttl)
 
@@ -75,23 +76,14 @@ def failure(codec: Codec, header: Header, error: BaseException, **known: Any) ->
     if isinstance(error, Reject):
         rejected = TaskRejected(error.reason, exception_type="taskline.errors.Reject")
         error = rejected.with_traceback(error.__traceback__)
-    errors = more_errors(header, error)
-    return outcome(codec, header, m.FAILURE, error=encode_error(error), errors=errors, **known)
+    return _telling(codec, header, m.FAILURE, error, known)
 
 
 def retrying(
     codec: Codec, header: Header, error: BaseException, *, retry_at: float, **known: Any
 ) -> Outcome:
     """RETRY: this attempt failed, and the next is due at `retry_at` (Unix seconds)."""
-    return outcome(
-        codec,
-        header,
-        m.RETRY,
-        error=encode_error(error),
-        errors=more_errors(header, error),
-        retry_at=retry_at,
-        **known,
-    )
+    return _telling(codec, header, m.RETRY, error, {**known, "retry_at": retry_at})
 
 
 def more_errors(header: Header, error: BaseException) -> list[str]:
@@ -142,22 +134,37 @@ def unsatisfying(result: Any) -> Retry:
 
 
 def successor(
-    header: Header, error: BaseException, delay: float, now: float, first_run: float
+    header: Header, error: BaseException, delay: float, now: float, started: float
 ) -> Header:
-    """The header of the next attempt, due `delay` seconds from `now`."""
+    """The header of the next attempt, due `delay` seconds from `now`.
+
+    This attempt began at `started` (Unix seconds) and ended with `error`.
+    """
     return msgspec.structs.replace(
         header,
         attempt=header.attempt + 1,
         eta=now + delay,
-        first_run=header.first_run if header.first_run is not None else first_run,
+        first_run=header.first_run if header.first_run is not None else started,
         waited=header.waited + delay,
         errors=more_errors(header, error),
     )
 
 
+def _telling(
+    codec: Codec, header: Header, state: str, error: BaseException, known: dict[str, Any]
+) -> Outcome:
+    described, errors = encode_error(error), more_errors(header, error)
+    try:
+        return outcome(codec, header, state, error=described, errors=errors, **known)
+    except SerializationError:  # larger than this app allows: the type and the line must do
+        short = {"type": described["type"], "message": error_line(error)}
+        return outcome(codec, header, state, error=short, errors=errors[-1:], **known)
+
+
 def unfit(header: Header, value: Any, refused: SerializationError) -> SerializationError:
+    """The error of a task whose result cannot be encoded: which task, which type, what to do."""
     kind = type(value)
     return SerializationError(
-        f"the result, a {kind.__module__}.{kind.__qualname__}, does not fit: {refused}; "
-        f"return plain data, or give the task another serializer="
+        f"the result of {header.task}, a {kind.__module__}.{kind.__qualname__}, "
+        f"does not fit: {refused}; return plain data, or give the task another serializer="
     )

@@ -4,7 +4,6 @@ import dataclasses
 import enum
 import functools
 import logging
-import os
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,8 +159,6 @@ VALUES: list[tuple[Any, Any]] = [
     (UserId, UserId(5)),
     (Path, Path("/a/b")),
     (PurePosixPath, PurePosixPath("a")),
-    (os.PathLike, Path("a")),
-    (os.PathLike[str], Path("a")),
     (Text, Text("a")),
     (list[datetime], [NOW]),
     (list, [1, "a"]),

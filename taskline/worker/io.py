@@ -39,6 +39,8 @@ LINGER = 0.005
 """Seconds for which finished jobs gather while the slots have more to do."""
 SUSPECT_DELAY = 0.5
 """Seconds for which further suspects are handed back while one of them runs long."""
+UPKEEP_AT_LEAST = 15.0
+"""Seconds after which a process that is never idle does the upkeep all the same."""
 BACKLOG = 10_000
 """Verdicts that may wait for the broker's return before nothing more is received."""
 BACKOFF_FIRST, BACKOFF_MAX = 0.1, 5.0
@@ -89,6 +91,7 @@ class IOThread:
         self._suspects: deque[Job] = deque()
         self._suspect: Job | None = None
         self._next_renewal = 0.0
+        self._next_upkeep = 0.0
         self._beat = 0.0
         self._taken = 0
         self._taken_at = 0.0
@@ -250,7 +253,10 @@ class IOThread:
             self._receiving = None
         if deliveries:
             self._admit(deliveries)
-        elif wait > 0 and not self._settlements.held:
+        now = self._clock.monotonic()
+        idle = wait > 0 and not self._settlements.held
+        if now >= self._next_upkeep and (idle or now >= self._next_upkeep + UPKEEP_AT_LEAST):
+            self._next_upkeep = now + TICK
             self._transport.maintain()
             if backend is not None:
                 backend.maintain()
@@ -271,7 +277,11 @@ class IOThread:
         """Decode headers; give to the slots what can run, and a verdict to what cannot."""
         open_frame, tasks = self._app.codec.open, self._app.tasks
         settlements, held = self._settlements, self._settlements.held
-        self._watch.look_at_revocations(self._clock.monotonic(), force=True)
+        try:
+            self._watch.look_at_revocations(self._clock.monotonic(), force=True)
+        except TransportError:
+            settlements.refuse(deliveries)
+            raise
         revoked = self._watch.revoked
         now = self._clock.time()
         plain: list[Job] = []

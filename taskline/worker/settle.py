@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 
 from taskline.backends.base import Backend
+from taskline.errors import TransportError
 from taskline.message import Delivery
 from taskline.transports.base import Transport
 from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
@@ -63,9 +64,19 @@ class Settlements:
         if pending[BURY]:
             self._bury()
 
+    def refuse(self, deliveries: Iterable[Delivery]) -> None:
+        """Release deliveries that no job was made of yet, at the next flush."""
+        jobs = [Job(delivery, None, b"", None) for delivery in deliveries]
+        self.held.update((job.delivery, job) for job in jobs)
+        self.give_back(jobs)
+
     def ack_early(self, jobs: list[Job]) -> list[Job]:
         """Acknowledge before the run; returns those that may run."""
-        lost = set(self._transport.ack([job.delivery for job in jobs]))
+        try:
+            lost = set(self._transport.ack([job.delivery for job in jobs]))
+        except TransportError:
+            self.give_back(jobs)
+            return []
         kept = []
         for job in jobs:
             del self.held[job.delivery]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskline.errors import SerializationError
-from taskline.message import DeadLetter, Message
+from taskline.message import PENDING, DeadLetter, Message
+from taskline.outcomes import outcome
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
@@ -33,9 +34,12 @@ def find(
     """
     offset = 0
     part = None if reason is None else reason.casefold()
+    before_this: set[str] = set()
     while True:
         page = app.transport.dead_letters(queue, _PAGE, offset)
         for letter in page:
+            if letter.id in before_this:  # letters that came meanwhile have moved it here
+                continue
             if since is not None and letter.at < since:
                 return
             if (
@@ -47,6 +51,7 @@ def find(
         if len(page) < _PAGE:
             return
         offset += _PAGE
+        before_this = {letter.id for letter in page}
 
 
 def requeue(app: Taskline, letters: Iterable[DeadLetter | str]) -> list[str]:
@@ -54,18 +59,34 @@ def requeue(app: Taskline, letters: Iterable[DeadLetter | str]) -> list[str]:
 
     Takes letters or their ids. Left where they are: ids without a dead letter, and
     messages that cannot be read here (`describe` tells why). An expiry that has
-    passed is dropped, and so is the stored outcome, so that `get()` waits again.
+    passed is dropped. The tasks are PENDING again, so that `get()` waits.
     """
     sent: list[str] = []
     for page in _pages(letters):
-        messages = [message for letter in _letters(app, page) for message in _revive(app, letter)]
-        if not messages:
+        found = [
+            (letter, message) for letter in _letters(app, page) for message in _revive(app, letter)
+        ]
+        if not found:
             continue
+        done = set(app.transport.requeue([message for _, message in found]))
+        sent += [message.header.id for _, message in found if message.header.id in done]
         backend = app.backend
         if backend is not None:
-            # Before the message is out: afterwards this could delete the new run's outcome.
-            backend.forget([message.header.id for message in messages])
-        sent += app.transport.requeue(messages)
+            # With the fence of the run to come, so that it goes over the old failure,
+            # and never over what that run may have stored by now.
+            backend.store(
+                [
+                    outcome(
+                        app.codec,
+                        message.header,
+                        PENDING,
+                        deliveries=max(letter.deliveries, message.header.deliveries) + 1,
+                        ttl=app.settings.result_ttl,
+                    )
+                    for letter, message in found
+                    if message.header.id in done
+                ]
+            )
     return sent
 
 

@@ -179,13 +179,15 @@ class AsyncResult(Generic[R]):
     def requeue(self) -> None:
         """Send the failed task again from the dead letters, as a first attempt.
 
-        Raises `NoResult` when there is no dead letter of this id.
+        Raises `NoResult` when there is no dead letter of this id, and
+        `SerializationError` when its message cannot be read here.
         """
         letter = self.app.transport.dead_letter(self.id)
         if letter is None:
             raise NoResult(f"task {self.id} is not among the dead letters: nothing to requeue")
-        self._final = None
+        self.app.codec.open(letter.frame)
         dead.requeue(self.app, [letter])
+        self._final = None
 
     def __repr__(self) -> str:
         name = f" {self._name}" if self._name else ""

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from oneshot import work
 
-from taskline import Taskline, dead
+from taskline import SerializationError, Taskline, current_task, dead
 from taskline.clock import ManualClock
-from taskline.message import DeadLetter, new_id
+from taskline.message import DeadLetter, Message, new_id
 
 
 @pytest.fixture
@@ -15,10 +16,10 @@ def clock() -> ManualClock:
     return ManualClock(1000.0)
 
 
-@pytest.fixture
-def app(clock: ManualClock) -> Iterator[Taskline]:
-    name = f"memory://{new_id()}"
-    with Taskline("shop", broker=name, backend=name, clock=clock) as app:
+@pytest.fixture(params=["memory", "sqlite"])
+def app(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Taskline]:
+    url = f"memory://{new_id()}" if request.param == "memory" else f"sqlite:///{tmp_path}/shop.db"
+    with Taskline("shop", broker=url, backend=url, clock=clock) as app:
 
         @app.task(name="pay")
         def pay(order: int, note: str = "") -> int:
@@ -90,6 +91,42 @@ def test_a_requeued_task_waits_anew_and_its_new_outcome_stays(app: Taskline) -> 
     assert again.info["deliveries"] == 2
 
 
+def test_a_run_that_was_faster_than_the_requeue_keeps_its_outcome(
+    app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(name="heal")
+    def heal() -> str:
+        if current_task.deliveries == 1:
+            raise OSError("busy")
+        return "well"
+
+    result = heal.delay()
+    work(app)
+    real = app.transport.requeue
+
+    def requeue(messages: Sequence[Message]) -> list[str]:
+        sent = real(messages)
+        work(app)
+        return sent
+
+    monkeypatch.setattr(app.transport, "requeue", requeue)
+    app.dead.requeue(app.dead.find())
+    assert app.AsyncResult(result.id).get(timeout=0) == "well"
+
+
+def test_letters_that_come_while_others_are_read_repeat_none(app: Taskline) -> None:
+    pay = app.tasks["pay"]
+    pay.map(range(250))
+    work(app)
+    seen: list[str] = []
+    for letter in app.dead.find():
+        seen.append(letter.id)
+        if len(seen) == 50:
+            pay.map(range(7))
+            work(app)
+    assert len(seen) == len(set(seen)) == 250
+
+
 def test_an_expiry_that_has_passed_does_not_hinder(app: Taskline, clock: ManualClock) -> None:
     app.send_task("pay", [1], expires=50)
     app.send_task("pay", [2], expires=500)
@@ -122,6 +159,12 @@ def test_what_cannot_be_read_stays_and_says_why(app: Taskline) -> None:
     assert app.dead.requeue(app.dead.find()) == []
     assert len(list(app.dead.find())) == 1
     assert app.dead.purge(["bad"]) == 1
+
+
+def test_to_requeue_what_cannot_be_read_by_its_result_tells_why(app: Taskline) -> None:
+    bury(app, b"\xffnonsense", "bad")
+    with pytest.raises(SerializationError, match="not a Taskline message"):
+        app.AsyncResult("bad").requeue()
 
 
 def test_a_changed_body_shape_is_unreadable_too(app: Taskline) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -31,10 +32,10 @@ from taskline.outcomes import outcome
 LIMIT = 30.0
 
 
-@pytest.fixture
-def app() -> Iterator[Taskline]:
-    name = f"memory://{new_id()}"
-    with Taskline("shop", broker=name, backend=name) as app:
+@pytest.fixture(params=["memory", "sqlite"])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Taskline]:
+    url = f"memory://{new_id()}" if request.param == "memory" else f"sqlite:///{tmp_path}/shop.db"
+    with Taskline("shop", broker=url, backend=url) as app:
         yield app
 
 

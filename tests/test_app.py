@@ -308,7 +308,10 @@ def test_importing_taskline_loads_nothing_heavy() -> None:
         "unittest",
         "yaml",
     }
-    code = "import sys; bare = set(sys.modules); import taskline; print(*set(sys.modules) - bare)"
+    code = (
+        "import sys, msgspec; before = set(sys.modules); import taskline; "
+        "print(*set(sys.modules) - before)"
+    )
     root = Path(taskline.__file__).parents[1]
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True

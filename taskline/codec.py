@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskline import compression, serializers
+from taskline import serializers
 from taskline.config import Settings, nearest
 from taskline.errors import ConfigurationError, MessageRefused, SerializationError
 from taskline.message import Header, Message, Outcome, OutcomeHeader, join, split, split_outcome
@@ -51,7 +51,11 @@ class Codec:
         Sets `header.compression`. Raises `SerializationError` for a value that the
         header's serializer cannot write, or a message larger than `max_message_size`.
         """
-        frame = join(header, self._dump(header, value))
+        body = self._dump(header, value)
+        try:
+            frame = join(header, body)
+        except Exception as error:
+            raise _unwritable(header, error) from error
         if self._signing or len(frame) > self._limit:
             frame = self._seal(frame)
         return Message(header, frame)
@@ -61,13 +65,21 @@ class Codec:
 
         For a further attempt: the body is neither decoded nor compressed again.
         """
-        return Message(header, self._seal(join(header, body)))
+        try:
+            frame = join(header, body)
+        except Exception as error:
+            raise _unwritable(header, error) from error
+        return Message(header, self._seal(frame))
 
     def encode_outcome(
         self, header: OutcomeHeader, value: Any, *, sent: float, ttl: float | None
     ) -> Outcome:
         """The outcome of a task; `sent` is the message's, `ttl` in seconds. Raises as `encode`."""
-        frame = join(header, self._dump(header, value))
+        body = self._dump(header, value)
+        try:
+            frame = join(header, body)
+        except Exception as error:
+            raise _unwritable(header, error) from error
         if self._signing or len(frame) > self._limit:
             frame = self._seal(frame)
         return Outcome(header.id, header.state, sent, header.deliveries, ttl, frame)
@@ -143,6 +155,8 @@ class Codec:
         return body
 
     def _decompress(self, name: str, body: bytes) -> bytes:
+        from taskline import compression
+
         try:
             found = compression.find(name)
             if found is None:
@@ -242,12 +256,21 @@ def _serializers(settings: Settings) -> dict[str, Serializer]:
 def _compressor(name: str) -> Callable[[bytes], bytes] | None:
     if not name:
         return None
+    from taskline import compression
+
     found = compression.find(name)
     if found is None:
         raise ConfigurationError(
             f"unknown compression {name!r}{nearest(name, tuple(compression.names()))}"
         )
     return found.compress
+
+
+def _unwritable(header: Header | OutcomeHeader, error: Exception) -> SerializationError:
+    return SerializationError(
+        f"{header.task}: the header cannot be written as JSON, which carries plain data alone: "
+        f"{_reason(error)}"
+    )
 
 
 def _reason(error: Exception) -> str:

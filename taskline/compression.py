@@ -115,7 +115,8 @@ def _zstd() -> Compression:
         body: bytes = unpacker.decompress(data, max_output_size=size, allow_extra_data=False)
         return body
 
-    return Compression(zstandard.ZstdCompressor().compress, decompress)
+    # Its objects must not be shared between threads, as a codec is.
+    return Compression(lambda data: zstandard.ZstdCompressor().compress(data), decompress)
 
 
 _MAKERS: dict[str, Callable[[], Compression]] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import typing
 from collections import deque
 from collections.abc import Callable
 from datetime import date
-from pathlib import PurePath
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, NewType, TypeVar, Union, get_args, get_origin
 
@@ -57,7 +58,7 @@ class Conversion:
                 revive(hint, value)
                 return
         if self._adapter is not None:
-            self._adapter.validate_python(value)
+            self._adapter.validate_python(value, **_names())
             return
         try:
             msgspec.convert(value, hint, builtin_types=_BYTES, dec_hook=revive)
@@ -79,7 +80,8 @@ class Conversion:
                 # pydantic's dataclasses too, which msgspec would fill without validation.
                 return revive(hint, value)
         if self._adapter is not None:
-            return self._adapter.validate_json(msgspec.json.encode(value, enc_hook=plain))
+            data = msgspec.json.encode(value, enc_hook=plain)
+            return self._adapter.validate_json(data, **_names())
         return msgspec.convert(value, hint, str_keys=True, dec_hook=revive)
 
 
@@ -107,9 +109,7 @@ def revive(hint: Any, value: Any) -> Any:
     validator = getattr(kind, "__pydantic_validator__", None)
     if validator is not None:
         # As JSON, so that strict models read their dates from text too.
-        return validator.validate_json(
-            msgspec.json.encode(value, enc_hook=plain), by_alias=True, by_name=True
-        )
+        return validator.validate_json(msgspec.json.encode(value, enc_hook=plain), **_names())
     if not isinstance(kind, type):
         raise TypeError(f"Expected `{hint}`, got `{type(value).__name__}`")
     if issubclass(kind, (deque, dict)):
@@ -124,12 +124,24 @@ def revive(hint: Any, value: Any) -> Any:
         made = kind()
         made.update(found)
         return made
-    made_of_text = issubclass(kind, PurePath) and isinstance(value, str)
-    if made_of_text or (type(value) in _SCALARS and issubclass(kind, type(value))):
+    if isinstance(value, str) and issubclass(kind, os.PathLike):
+        from pathlib import Path
+
+        return Path(value) if kind is os.PathLike else hint(value)
+    if type(value) in _SCALARS and issubclass(kind, type(value)):
         return hint(value)
     if isinstance(value, kind):
         return value
     raise TypeError(f"Expected `{kind.__qualname__}`, got `{type(value).__name__}`")
+
+
+@cache
+def _names() -> dict[str, Any]:
+    """What makes pydantic take fields by name, as we write them, and by alias, as others may."""
+    import pydantic
+
+    version = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
+    return {"by_alias": True, "by_name": True} if version >= (2, 11) else {}
 
 
 def _unwrapped(hint: Any) -> Any:

@@ -7,10 +7,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from types import SimpleNamespace
-from typing import Any, NoReturn, Optional, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_type_hints
 
-from taskline.conversion import Conversion, conversion
 from taskline.errors import ConfigurationError, InvalidArguments
+
+if TYPE_CHECKING:
+    from taskline.conversion import Conversion
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -140,7 +142,11 @@ class TaskSignature:
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise InvalidArguments(f"{self.name}{self}: {error}") from None
+            reason = str(error)
+        else:
+            # inspect is more lenient than Python with **keywords that repeat a positional-only.
+            reason = "the arguments do not fit"
+        raise InvalidArguments(f"{self.name}{self}: {reason}")
 
     def _check_slowly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         for name, asked, value in self._pairs(args, kwargs):
@@ -187,6 +193,8 @@ class TaskSignature:
 
     def _resolve(self) -> None:
         """Work out the conversions. Two threads may do so at once; they find the same."""
+        from taskline.conversion import conversion
+
         hints, problems = _hints(self.function)
         parameters = self.signature.parameters
         found: dict[str, Conversion | None] = {}

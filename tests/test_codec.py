@@ -114,6 +114,20 @@ def test_what_cannot_be_written_names_task_and_value() -> None:
         codec().encode(header(), [["\ud800"], {}])
 
 
+def test_a_header_that_cannot_be_written_is_refused() -> None:
+    itself: dict[str, Any] = {}
+    itself["a"] = itself
+    outcome = OutcomeHeader(v=1, id="a1", state=FAILURE, task="shop.pay")
+    for value in (object(), itself, "\ud800"):
+        outcome.error = {"args": [value]}
+        with pytest.raises(SerializationError, match=r"shop\.pay: the header cannot be written"):
+            codec().encode(header(headers={"a": value}), [[], {}])
+        with pytest.raises(SerializationError, match=r"shop\.pay: the header cannot be written"):
+            codec().encode_outcome(outcome, None, sent=1.0, ttl=None)
+        with pytest.raises(SerializationError, match=r"shop\.pay: the header cannot be written"):
+            codec().reframe(header(headers={"a": value}), b"[[],{}]")
+
+
 def test_an_unaccepted_serializer_is_refused_by_the_sender_too() -> None:
     with pytest.raises(MessageRefused, match="'pickle' is not accepted: accept has json, msgpack"):
         codec().encode(header(serializer="pickle"), [[], {}])
@@ -130,6 +144,20 @@ def test_large_bodies_are_compressed(name: str) -> None:
     assert len(message.frame) < 250
     found, body = codec().open(message.frame)
     assert codec().loads(found, body) == [["x" * 100], {}]
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_threads_may_share_a_codec(name: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    one = codec(compression=name, compress_above=0)
+
+    def there_and_back(number: int) -> bool:
+        value = [[f"{number} " * 5000], {}]
+        return bool(one.loads(*one.open(one.encode(header(), value).frame)) == value)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(there_and_back, range(64)))
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)

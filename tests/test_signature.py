@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import logging
+import os
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -159,6 +160,8 @@ VALUES: list[tuple[Any, Any]] = [
     (UserId, UserId(5)),
     (Path, Path("/a/b")),
     (PurePosixPath, PurePosixPath("a")),
+    (os.PathLike, Path("a")),
+    (os.PathLike[str], Path("a")),
     (Text, Text("a")),
     (list[datetime], [NOW]),
     (list, [1, "a"]),
@@ -192,6 +195,7 @@ VALUES: list[tuple[Any, Any]] = [
     (int | list[datetime], [NOW]),
     (Cat | Dog, Dog(tricks={"sit"})),
     (Cat | Dog, Cat(lives=3)),
+    (Customer | Dog, CUSTOMER),
     (list[Cat | Dog] | None, [Dog(), Cat()]),
     (Cat | int, 3),
     (Literal["a", 1], "a"),

@@ -9,7 +9,6 @@ PIP = -m pip --quiet --disable-pip-version-check
 ARGS ?= tests
 JOBS ?= auto
 export MYPY_CACHE_DIR ?= .mypy_cache
-export DISABLE_MKDOCS_2_WARNING = true
 export NO_MKDOCS_2_WARNING = true
 
 .DEFAULT_GOAL := help
@@ -28,9 +27,10 @@ $(VENV)/.stamp: setup.cfg constraints.txt
 
 test: lint types pytest docs ## everything that CI runs
 
+# An interpreter that pyenv has but has not selected is a shim that fails: add the real ones.
 test-all: $(VENV)/.stamp ## the tests on every Python from 3.10 to 3.13 found here (tox)
 	$(BIN)/python $(PIP) install --constraint constraints.txt tox
-	PYENV_VERSION="$$(pyenv versions --bare 2>/dev/null | paste -sd: -)" $(BIN)/tox run
+	PATH="$$PATH:$$(printf '%s:' "$$(pyenv root 2>/dev/null)"/versions/*/bin)" $(BIN)/tox run
 
 lint: $(VENV)/.stamp ## ruff (rules and format) and import-linter (floors)
 	$(BIN)/ruff check .

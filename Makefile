@@ -57,6 +57,9 @@ format: $(VENV)/.stamp ## rewrite the code as ruff formats it
 docs: $(VENV)/.stamp ## build the documentation into site/
 	$(BIN)/mkdocs --quiet build --strict
 
+bench: ## measure Taskline beside its peers; BENCH="--only drain --rounds 1" picks
+	$(PYTHON) -m benchmarks $(BENCH)
+
 constraints: ## pin the newest versions of everything (uv must be installed)
 	printf 'setuptools\ntox\n' | uv pip compile --quiet --universal --python-version 3.10 --all-extras \
 		--no-header --no-annotate --no-emit-package taskline --upgrade setup.cfg - --output-file constraints.txt

@@ -1,0 +1,1 @@
+"""Taskline beside its peers, measured in one run: `make bench`."""

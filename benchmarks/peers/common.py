@@ -1,0 +1,233 @@
+"""What every peer's script shares: the commands of the harness, and how they are timed.
+
+A peer's module runs in the peer's own environment, once per measurement, through `run.py`.
+It says how its system sends, what starts its worker, and when its queue is empty; the rest is
+here, so that all peers are timed alike. Times are CLOCK_MONOTONIC, which
+all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+DIRECTORY = Path(os.environ.get("BENCH_DIRECTORY", "."))
+RESULTS = os.environ.get("BENCH_RESULTS") == "1"
+DURABILITY = os.environ.get("BENCH_DURABILITY", "normal")
+"""`normal`: what was sent survives the death of every process; `full`: a power cut too."""
+TARGET = int(os.environ.get("BENCH_TARGET", "0"))
+READY = DIRECTORY / "ready"
+DONE = DIRECTORY / "done"
+PATIENCE = 300.0
+
+
+class Marks:
+    """What the tasks note in the worker: when the first and the last one ran, and the delays."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0.0
+        self.delays: list[float] = []
+
+    def tick(self) -> int:
+        """A task that does nothing ran; it returns something, for a result to be stored."""
+        if self.count == 0:
+            self.first = time.monotonic()
+        self.count += 1
+        if self.count == TARGET:
+            self._write(time.monotonic())
+        return self.count
+
+    def late(self, sent: float) -> None:
+        """A task that was sent at `sent` starts now."""
+        now = time.monotonic()
+        if sent == 0.0:
+            READY.touch()
+            return
+        self.delays.append(now - sent)
+        if len(self.delays) == TARGET:
+            self._write(now)
+
+    def _write(self, last: float) -> None:
+        draft = DONE.with_suffix(".draft")
+        draft.write_text(json.dumps({"first": self.first, "last": last, "delays": self.delays}))
+        draft.rename(DONE)
+
+
+marks = Marks()
+
+
+class Peer:
+    """One system under measurement."""
+
+    def prepare(self) -> None:
+        """Make ready to send: open what the first send would open."""
+
+    def fill(self, count: int) -> None:
+        """Make ready what `send_many(count)` needs beyond that."""
+
+    def send_noop(self) -> object:
+        """Send one task that calls `marks.tick`."""
+        raise NotImplementedError
+
+    def send_many(self, count: int) -> None:
+        """Send many such tasks as the system's users would; by default one by one."""
+        for _ in range(count):
+            self.send_noop()
+
+    def send_late(self, sent: float) -> object:
+        """Send one task that calls `marks.late(sent)`."""
+        raise NotImplementedError
+
+    def round_trip(self, number: int) -> int:
+        """Send a task that returns `number`, wait for its result and return it."""
+        raise NotImplementedError
+
+    def empty(self) -> bool:
+        """Whether no message is left, be it waiting or handed over."""
+        raise NotImplementedError
+
+    def worker(self) -> list[str]:
+        """The command that starts one worker process with one slot."""
+        raise NotImplementedError
+
+
+def until(condition: Callable[[], bool], pause: float, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"waited {PATIENCE:.0f} s for {what}")
+        time.sleep(pause)
+
+
+@contextmanager
+def running(command: list[str], target: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The peer's worker, in a process group of its own."""
+    env = os.environ | {
+        "BENCH_TARGET": str(target),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    with (DIRECTORY / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=DIRECTORY, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield process
+        if process.poll() is not None:
+            raise SystemExit(f"the worker ended early: {(DIRECTORY / 'worker.log').read_text()}")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    pids = [pid]
+    for parent in pids:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            pids += [int(child) for child in task.read_text().split()]
+    return pids
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def status(pid: int, field: str) -> float:
+    """A memory field of /proc/PID/status, in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def enqueue(peer: Peer, n: int) -> dict[str, Any]:
+    peer.prepare()
+    start = time.perf_counter()
+    for _ in range(n):
+        peer.send_noop()
+    return {"per_second": n / (time.perf_counter() - start)}
+
+
+def bulk(peer: Peer, n: int) -> dict[str, Any]:
+    peer.prepare()
+    peer.fill(n)
+    start = time.perf_counter()
+    peer.send_many(n)
+    return {"per_second": n / (time.perf_counter() - start)}
+
+
+def drain(peer: Peer, n: int) -> dict[str, Any]:
+    """From the start of the first task until the queue is empty, acknowledgements included."""
+    peer.prepare()
+    peer.send_many(n)
+    with running(peer.worker(), n) as process:
+        until(DONE.exists, 0.005, "the last task")
+        until(peer.empty, 0.002, "the queue to be empty")
+        end = time.monotonic()
+        pids = tree(process.pid)
+        used = sum(map(cpu, pids))
+        peak = max(status(pid, "VmHWM") for pid in pids)
+    first = json.loads(DONE.read_text())["first"]
+    return {"per_second": n / (end - first), "cpu_per_10k": used / n * 10_000, "peak_mib": peak}
+
+
+def warm(peer: Peer) -> None:
+    peer.prepare()
+    peer.send_late(0.0)
+    until(READY.exists, 0.005, "the worker's first task")
+
+
+def latency(peer: Peer, n: int, every: float) -> dict[str, Any]:
+    """From the call to the start of the task, one task every `every` seconds."""
+    with running(peer.worker(), n):
+        warm(peer)
+        due = time.monotonic()
+        for _ in range(n):
+            due += every
+            time.sleep(max(0.0, due - time.monotonic()))
+            peer.send_late(time.monotonic())
+        until(DONE.exists, 0.01, "the last task")
+    delays = sorted(json.loads(DONE.read_text())["delays"])
+    return {"p50_ms": delays[n // 2] * 1000, "p99_ms": delays[n * 99 // 100] * 1000}
+
+
+def roundtrip(peer: Peer, n: int) -> dict[str, Any]:
+    with running(peer.worker(), 0):
+        warm(peer)
+        start = time.perf_counter()
+        for number in range(n):
+            if peer.round_trip(number) != number:
+                raise SystemExit(f"a wrong result for {number}")
+        return {"per_second": n / (time.perf_counter() - start)}
+
+
+def idle(peer: Peer, seconds: float) -> dict[str, Any]:
+    """A worker that has run one task and has nothing to do."""
+    with running(peer.worker(), 0) as process:
+        warm(peer)
+        time.sleep(2.0)
+        pids = tree(process.pid)
+        before = sum(map(cpu, pids))
+        time.sleep(seconds)
+        used = sum(map(cpu, pids)) - before
+        return {
+            "cpu_percent": used / seconds * 100,
+            "rss_mib": [round(status(pid, "VmRSS"), 1) for pid in pids],
+            "worker_mib": status(pids[-1], "VmRSS"),
+        }
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    command.__name__: command for command in (enqueue, bulk, drain, latency, roundtrip, idle)
+}

@@ -6,7 +6,6 @@ Run by a supervisor as a child, or by itself: `Worker(app).run()` in a script,
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import secrets
@@ -168,13 +167,13 @@ def main(arguments: list[str]) -> int:
     """A spawned child: `APP_PATH OPTIONS CONSUMER LEDGER_FD CONTROL_FD [TIMED_OUT_ID…]`."""
     import msgspec
 
+    from taskline.loading import find_app
     from taskline.log import setup
 
     path, raw, consumer, ledger_fd, control_fd, *timed_out = arguments
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
-    module, _, name = path.partition(":")
-    app = getattr(importlib.import_module(module), name)
+    app = find_app(path)
     ledger = Ledger(options.threads + options.async_slots, int(ledger_fd))
     return run_child(app, options, consumer, ledger, int(control_fd), timed_out)
 

@@ -1,0 +1,58 @@
+"""The kinds of values that options take: functions from a word to a value, as click wants them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+import click
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+
+
+def duration(text: str) -> float:
+    """Seconds, from seconds or from a text such as `30s`, `5m`, `1h30m`, `2d`."""
+    word = text.strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", word, re.ASCII):
+        return float(word)
+    if re.fullmatch(f"({_PART.pattern})+", word, re.ASCII):
+        return sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(word))
+    raise click.BadParameter(f"{text!r} is not a duration: write seconds, or 30s, 5m, 1h30m, 2d")
+
+
+def lasting(text: str) -> float:
+    """Seconds, as `duration`, but more than none."""
+    seconds = duration(text)
+    if not seconds:
+        raise click.BadParameter(f"{text!r} is no time at all: give more than 0 seconds")
+    return seconds
+
+
+def moment(text: str) -> float:
+    """Unix seconds, from a date and time in ISO 8601 (local, unless it has a zone)."""
+    try:
+        # Python 3.10 reads no Z.
+        iso = re.sub("[zZ]$", "+00:00", text.strip())
+        return datetime.datetime.fromisoformat(iso).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(
+            f"{text!r} is not a time: write it like 2030-01-31T12:00"
+        ) from None
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return _whole(text, least=1)
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return _whole(text, least=0)
+
+
+def _whole(text: str, least: int) -> int:
+    # int() also reads 1_000 and the digits of other scripts.
+    if re.fullmatch(r"\d{1,9}", str(text), re.ASCII) and int(text) >= least:
+        return int(text)
+    raise click.BadParameter(f"{text!r} is not a whole number of at least {least}")

@@ -1,0 +1,213 @@
+"""`taskline worker`: run tasks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import taskline
+from taskline.cli import output, pidfiles
+from taskline.cli.options import app_option, as_json, choice, common_options, the_app
+from taskline.cli.params import duration, lasting, positive
+from taskline.errors import TransportError
+from taskline.options import queue_name
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+    from taskline.worker import WorkerOptions
+
+SHOWN = 5
+"""How many tasks the banner names."""
+
+
+@click.command()
+@app_option
+@click.option(
+    "-c",
+    "--processes",
+    type=positive,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Worker processes.",
+)
+@click.option(
+    "--threads",
+    type=positive,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Tasks at a time in one process.",
+)
+@click.option(
+    "--async-slots",
+    type=positive,
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="`async def` tasks at a time in one process.",
+)
+@click.option(
+    "-Q",
+    "--queues",
+    metavar="QUEUE[:WEIGHT],…",
+    multiple=True,
+    help="Queues to serve, first things first.  [default: those of the app's tasks]",
+)
+@click.option(
+    "--lease", type=lasting, metavar="DURATION", help="How long a silent worker keeps its messages."
+)
+@click.option("--grace", type=duration, help="How long running tasks may go on after SIGTERM.")
+@click.option(
+    "--prefetch", type=positive, metavar="N", help="Messages held ahead by one process, at most."
+)
+@click.option(
+    "--max-deliveries",
+    type=positive,
+    metavar="N",
+    help="Deaths of its worker after which a message is dead.",
+)
+@click.option("-n", "--name", help="The worker's name.  [default: host and process id]")
+@click.option(
+    "-l",
+    "--loglevel",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="What to log.",
+)
+@click.option("--pidfile", type=click.Path(dir_okay=False), help="Write the process id here.")
+@click.option(
+    "--start-method",
+    type=click.Choice(["fork", "spawn"]),
+    default="fork",
+    show_default=True,
+    help="How worker processes are made.",
+)
+@common_options
+def worker(queues: tuple[str, ...], pidfile: str | None, **given: Any) -> None:
+    """Run the tasks of an app until told to stop.
+
+    SIGTERM or Ctrl-C stops it: running tasks have --grace to end, all others are handed back.
+    A second signal hands everything back at once.
+
+    With --json one document on standard output says what was started; the log goes to
+    standard error.
+
+    \b
+    Examples:
+      taskline worker -A proj
+      taskline worker -A proj -c 4 --threads 8 -Q mail:5,default
+    """
+    from taskline.log import setup
+
+    names, weights = parse_queues(queues)
+    app, path = the_app()
+    from taskline.worker import Supervisor, WorkerOptions
+    from taskline.worker.process import served_queues
+
+    if choice().debug:
+        given["loglevel"] = "debug"
+    setup(given["loglevel"])
+    options = WorkerOptions(
+        queues=names or served_queues(app), weights=weights, app_path=path, **given
+    )
+    supervisor = Supervisor(app, options)
+    _reach(app)
+    with pidfiles.hold(pidfile):
+        _announce(app, options)
+        code = supervisor.run()
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def parse_queues(given: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
+    """The names and weights in the values of `-Q`; raises when it is not right."""
+    names: list[str] = []
+    weights: dict[str, int] = {}
+    for part in (part.strip() for value in given for part in value.split(",")):
+        name, colon, weight = part.rpartition(":") if ":" in part else (part, "", "")
+        if not name or (colon and not (weight.isdecimal() and int(weight))):
+            raise click.BadParameter(
+                f"{part!r} is not a queue: write NAME or NAME:WEIGHT, such as mail:5",
+                param_hint="-Q",
+            )
+        if name in names:
+            raise click.BadParameter(f"queue {name!r} is named twice", param_hint="-Q")
+        names.append(queue_name("queue", name))
+        if colon:
+            weights[name] = int(weight)
+    return names, weights
+
+
+def _reach(app: Taskline) -> None:
+    """Raise what no waiting will mend; a broker that is only down is waited for."""
+    for open_one in (app.open_transport, app.open_backend):
+        try:
+            opened = open_one()
+            if opened is not None:
+                try:
+                    opened.ping()
+                finally:
+                    opened.close()
+        except TransportError as error:
+            if not error.retryable:
+                raise
+
+
+def _announce(app: Taskline, options: WorkerOptions) -> None:
+    """The banner: what was started, on standard error, or as JSON on standard output."""
+    from taskline.transports import TRANSPORTS
+
+    if as_json():
+        output.json(
+            {
+                "event": "started",
+                "version": taskline.__version__,
+                "pid": os.getpid(),
+                "app": app.name,
+                "path": options.app_path,
+                "broker": output.masked(app.settings.broker),
+                "backend": output.masked(app.settings.backend),
+                "queues": {name: options.weights.get(name, 1) for name in options.queues},
+                "processes": options.processes,
+                "threads": options.threads,
+                "async_slots": options.async_slots,
+                "tasks": sorted(app.tasks),
+            }
+        )
+        return
+    own = sorted(name for name in app.tasks if not name.startswith("taskline."))
+    more = f", … {len(own) - SHOWN} more" if len(own) > SHOWN else ""
+    queues = (
+        f"{name}:{options.weights[name]}" if name in options.weights else name
+        for name in options.queues
+    )
+    backend = app.settings.backend
+    for name, value in (
+        ("taskline", f"{taskline.__version__}, process {os.getpid()}"),
+        ("app", f"{app.name} ({options.app_path})"),
+        ("broker", output.address(app.settings.broker)),
+        ("backend", "none: results are not kept" if backend is None else output.address(backend)),
+        ("queues", ", ".join(queues)),
+        (
+            "slots",
+            f"{options.processes} processes x ({options.threads} threads, "
+            f"{options.async_slots} async)",
+        ),
+        ("tasks", f"{len(own)}: {', '.join(own[:SHOWN])}{more}" if own else "none"),
+    ):
+        output.note(f"{name:<8}  {value}")
+    found, _ = TRANSPORTS.find(app.settings.broker)
+    if not found.capabilities.durable:
+        output.note(
+            f"warning: {found.scheme}:// keeps messages in the process that sends them; "
+            "this worker will not see them: name a broker such as sqlite:///shop.db"
+        )
+    if not own:
+        output.note(
+            "warning: the app has no tasks; name the modules that define them: "
+            "Taskline(..., include=['proj.tasks'])"
+        )

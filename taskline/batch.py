@@ -22,8 +22,6 @@ class Batch:
 
     def __init__(self, app: Taskline) -> None:
         self._app = app
-        self._messages: list[Message] = []
-        self._results: ResultSet[Any] = ResultSet(app, [])
         self._open = False
 
     def take(self, app: Taskline, messages: Sequence[Message]) -> bool:
@@ -38,7 +36,7 @@ class Batch:
         """Add what eager mode has run already to the results."""
         batch = self._of(app)
         if batch is not None:
-            batch._results.extend([result])
+            batch._results._extend([result])
 
     def _of(self, app: Taskline) -> Batch | None:
         """The innermost open batch of this app."""
@@ -51,6 +49,8 @@ class Batch:
         self._outer = _batch.get()
         self._token = _batch.set(self)
         self._open = True
+        self._messages: list[Message] = []
+        self._results: ResultSet[Any] = ResultSet(self._app, [])
         return self._results
 
     def __exit__(
@@ -63,12 +63,12 @@ class Batch:
         _batch.reset(self._token)
         if error is not None:
             return
-        messages = self._messages
-        self._results.extend(
-            AsyncResult(self._app, each.header.id, header=each.header) for each in messages
-        )
-        for start in range(0, len(messages), CHUNK):
-            self._app.send(messages[start : start + CHUNK])
+        for start in range(0, len(self._messages), CHUNK):
+            chunk = self._messages[start : start + CHUNK]
+            self._app.send(chunk)
+            self._results._extend(
+                AsyncResult(self._app, each.header.id, header=each.header) for each in chunk
+            )
 
 
 _batch: ContextVar[Batch | None] = ContextVar("taskline_batch", default=None)

@@ -29,7 +29,7 @@ from taskline.outcomes import outcome
 if TYPE_CHECKING:
     from taskline.app import Taskline
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 REVOCATION_TTL = 30 * 86_400.0
 """For how many seconds workers that start later still learn of a revocation."""
@@ -165,15 +165,13 @@ class AsyncResult(Generic[R]):
         transport = app.transport
         if not transport.capabilities.delete or not transport.delete([self.id]):
             return False
-        header = self._header or Header(
-            v=1, id=self.id, task=self._name or "", queue=app.settings.queue, sent=0.0
-        )
+        known = self._header or Header(1, self.id, "", app.settings.queue, 0.0)
         # Sent now, so that it goes over what an earlier attempt has stored.
-        header = msgspec.structs.replace(header, sent=app.now())
-        ttl = app.settings.result_ttl if header.result_ttl is None else header.result_ttl
-        backend.store(
-            [outcome(app.codec, header, REVOKED, deliveries=0, finished=header.sent, ttl=ttl)]
+        header = msgspec.structs.replace(known, id=self.id, sent=app.now())
+        final = outcome(
+            app.codec, header, REVOKED, deliveries=0, finished=header.sent, ttl=self._ttl(header)
         )
+        backend.store([final])
         return True
 
     def requeue(self) -> None:
@@ -206,9 +204,12 @@ class AsyncResult(Generic[R]):
     def _kept(self) -> Taskline:
         """The app, if this task's outcome is kept at all."""
         self.app.require_backend()
-        if self._header is not None and self._header.result_ttl == 0:
+        if self._header is not None and self._ttl(self._header) == 0:
             raise NoResult(f"task {self._header.task} has result_ttl=0: its outcome is not kept")
         return self.app
+
+    def _ttl(self, header: Header) -> float:
+        return self.app.settings.result_ttl if header.result_ttl is None else header.result_ttl
 
     def _read(self) -> Outcome | None:
         """What the backend knows now; a final outcome is asked for only once."""
@@ -276,8 +277,7 @@ class ResultSet(Generic[R]):
         self.app = app
         self._results = list(results)
 
-    def extend(self, results: Iterable[AsyncResult[R]]) -> None:
-        """Add further results."""
+    def _extend(self, results: Iterable[AsyncResult[Any]]) -> None:
         self._results.extend(results)
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 from taskline import options as check
 from taskline.batch import CHUNK
 from taskline.context import Request, require, running
-from taskline.errors import ConfigurationError, InvalidArguments
+from taskline.errors import ConfigurationError, InvalidArguments, SerializationError
 from taskline.message import VERSION, Header, Message, new_id
 from taskline.options import CallOptions
 from taskline.policy import RetryPolicy
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taskline.options import SendOptions
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)
 
@@ -144,9 +144,11 @@ class Calls(Generic[P, R]):
             return ResultSet(self.app, [self._send(each) for each in self._messages(calls)])
         results: list[AsyncResult[R]] = []
         chunk: list[Message] = []
+        header: Header | None = None  # one for all, since a million of them would weigh
         for message in self._messages(calls):
+            header = header or message.header
             chunk.append(message)
-            results.append(AsyncResult(self.app, message.header.id, header=message.header))
+            results.append(AsyncResult(self.app, message.header.id, header=header))
             if len(chunk) == CHUNK:
                 self.app.send(chunk)
                 chunk = []
@@ -158,8 +160,8 @@ class Calls(Generic[P, R]):
         for index, args in enumerate(calls):
             try:
                 yield self._message(args, {})
-            except InvalidArguments as error:
-                raise InvalidArguments(f"item {index}: {error}") from None
+            except (InvalidArguments, SerializationError) as error:
+                raise type(error)(f"item {index}: {error}") from None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -219,7 +221,7 @@ class Task(Calls[P, R]):
         defaults = CallOptions(self.queue, self.priority, self.serializer)
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
         super().__init__(app, own, self.signature, options)
-        update_wrapper(cast(Any, self), function)
+        update_wrapper(cast(Any, self), function, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now."""

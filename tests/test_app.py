@@ -13,8 +13,8 @@ import pytest
 from oneshot import work
 
 import taskline
-from taskline import ConfigurationError, NoResult, Taskline
-from taskline.message import new_id
+from taskline import ConfigurationError, NoResult, Taskline, TransportError
+from taskline.message import Message, new_id
 from taskline.transports.memory import MemoryTransport
 
 
@@ -215,6 +215,29 @@ def test_nested_batches_leave_with_the_outer_one(
         assert sizes == []
     assert sizes == [3]
     assert outer.ids[1:2] == inner.ids
+
+
+def test_a_batch_may_be_used_again_and_keeps_what_was_sent(
+    app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(name="double")
+    def double(number: int) -> int: ...
+
+    batch = app.batch()
+    with batch as first:
+        double.delay(1)
+    with batch as second:
+        double.delay(2)
+    assert len(first) == len(second) == 1
+
+    def full(messages: list[Message]) -> None:
+        if len(messages) < 1000:
+            raise TransportError("disk full", retryable=False)
+
+    monkeypatch.setattr(app.transport, "send", full)
+    with pytest.raises(TransportError), app.batch() as results:
+        double.map(range(1500))
+    assert len(results) == 1000
 
 
 def test_batches_of_two_apps_do_not_mix(app: Taskline) -> None:

@@ -337,6 +337,15 @@ def test_a_task_that_keeps_no_result_says_so_at_once(app: Taskline) -> None:
         pay.delay().get()
 
 
+def test_an_app_that_keeps_no_results_says_so_at_once(app: Taskline) -> None:
+    app.settings.result_ttl = 0
+    pay = app.task(name="pay")(lambda: None)
+    with pytest.raises(NoResult, match="task pay has result_ttl=0"):
+        pay.delay().get()
+    with pytest.raises(NoResult, match="task pay has result_ttl=0"):
+        pay.map([]).get() or pay.starmap([()]).get()
+
+
 def test_a_lost_backend_is_not_a_timeout(app: Taskline, monkeypatch: pytest.MonkeyPatch) -> None:
     from taskline.errors import BackendError
 

@@ -216,6 +216,13 @@ def test_tasks_are_pickled_by_name(app: Taskline) -> None:
     assert pickle.loads(pickle.dumps(module_task)) is module_task
 
 
+def test_attributes_of_the_function_do_not_become_the_tasks(app: Taskline) -> None:
+    def pay() -> None: ...
+
+    pay.queue = "of another library"  # type: ignore[attr-defined]
+    assert app.task(pay).queue == "default"
+
+
 def test_async_functions_make_async_tasks(app: Taskline) -> None:
     @app.task
     async def fetch(page: int) -> int:
@@ -441,6 +448,14 @@ def test_map_takes_options_and_names_the_wrong_item(app: Taskline, sent: Recorde
         pay.map([1, 2, "three"])  # type: ignore[list-item]
     with pytest.raises(ConfigurationError, match="task_id names one task"):
         pay.options(task_id="mine").map([1, 2])
+
+
+def test_map_names_the_item_that_cannot_be_encoded(app: Taskline, sent: Recorder) -> None:
+    @app.task(name="pay")
+    def pay(order: Any) -> None: ...
+
+    with pytest.raises(SerializationError, match="item 1: pay: cannot be written"):
+        pay.map([1, object()])
 
 
 def test_starmap_takes_several_arguments(app: Taskline, sent: Recorder) -> None:

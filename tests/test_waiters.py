@@ -19,6 +19,9 @@ from taskline.waiters import Waiters
 LIMIT = 30.0
 """Seconds after which a test that hangs fails."""
 
+LONG = 2 * LIMIT
+"""How long waiters wait: whoever is not woken must not be saved by the end of its own time."""
+
 
 def outcome(id: str, state: str = SUCCESS) -> Outcome:
     return Outcome(id, state, 1.0, 1, None, b"")
@@ -64,6 +67,12 @@ def backend() -> Backend:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks again by itself: who is not woken sleeps for ever."""
+    monkeypatch.setattr("taskline.waiters.SLICE", 1e6)
+
+
+@pytest.fixture
 def pool() -> Any:
     with ThreadPoolExecutor(64) as threads:
         yield threads
@@ -81,10 +90,11 @@ def test_no_time_to_wait_still_looks_once_and_only_at_what_is_final(backend: Bac
     assert backend.asked == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_many_threads_one_wait_at_a_time(backend: Backend, pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(backend)
     ids = [f"t{n}" for n in range(60)]
-    futures = [pool.submit(waiters.wait, [each], LIMIT) for each in ids]
+    futures = [pool.submit(waiters.wait, [each], LONG) for each in ids]
     backend.until_asked(lambda asked: asked[-1:] == [frozenset(ids)])
     for each in ids:
         backend.store([outcome(each)])
@@ -93,13 +103,14 @@ def test_many_threads_one_wait_at_a_time(backend: Backend, pool: ThreadPoolExecu
     assert backend.most_inside == 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_newcomer_is_served_while_the_leader_waits_for_something_else(
     backend: Backend, pool: ThreadPoolExecutor
 ) -> None:
     waiters = Waiters(backend)
-    leader = pool.submit(waiters.wait, ["late"], LIMIT)
+    leader = pool.submit(waiters.wait, ["late"], LONG)
     backend.until_asked(lambda asked: asked[-1:] == [frozenset({"late"})])
-    newcomer = pool.submit(waiters.wait, ["early"], LIMIT)
+    newcomer = pool.submit(waiters.wait, ["early"], LONG)
     backend.until_asked(lambda asked: asked[-1:] == [frozenset({"late", "early"})])
     backend.store([outcome("early")])
     assert newcomer.result(LIMIT) == {"early": outcome("early")}
@@ -108,13 +119,14 @@ def test_a_newcomer_is_served_while_the_leader_waits_for_something_else(
     assert leader.result(LIMIT) == {"late": outcome("late")}
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_leader_that_has_its_own_hands_the_lead_over(
     backend: Backend, pool: ThreadPoolExecutor
 ) -> None:
     waiters = Waiters(backend)
-    leader = pool.submit(waiters.wait, ["a"], LIMIT)
+    leader = pool.submit(waiters.wait, ["a"], LONG)
     backend.until_asked(lambda asked: len(asked) >= 1)
-    follower = pool.submit(waiters.wait, ["b"], LIMIT)
+    follower = pool.submit(waiters.wait, ["b"], LONG)
     backend.until_asked(lambda asked: asked[-1:] == [frozenset({"a", "b"})])
     backend.store([outcome("a")])
     assert leader.result(LIMIT)
@@ -124,6 +136,7 @@ def test_a_leader_that_has_its_own_hands_the_lead_over(
     assert len(backend.leaders) == 2
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_leader_whose_time_is_over_hands_the_lead_over(pool: ThreadPoolExecutor) -> None:
     clock = ManualClock()
     backend = Backend(clock)
@@ -153,9 +166,10 @@ def test_a_follower_gives_up_at_its_own_time(pool: ThreadPoolExecutor) -> None:
     assert leader.result(LIMIT) == {"a": outcome("a")}
 
 
+@pytest.mark.usefixtures("patient")
 def test_several_ids_are_waited_for_together(backend: Backend, pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(backend)
-    future = pool.submit(waiters.wait, ["a", "b"], LIMIT)
+    future = pool.submit(waiters.wait, ["a", "b"], LONG)
     backend.until_asked(lambda asked: frozenset({"a", "b"}) in asked)
     backend.store([outcome("a")])
     backend.until_asked(lambda asked: asked[-1:] == [frozenset({"b"})])
@@ -163,21 +177,25 @@ def test_several_ids_are_waited_for_together(backend: Backend, pool: ThreadPoolE
     assert future.result(LIMIT) == {"a": outcome("a"), "b": outcome("b")}
 
 
+@pytest.mark.usefixtures("patient")
 def test_two_may_wait_for_the_same_id(backend: Backend, pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(backend)
-    futures = [pool.submit(waiters.wait, ["a"], LIMIT) for _ in range(5)]
+    futures = [pool.submit(waiters.wait, ["a"], LONG) for _ in range(5)]
     backend.until_asked(lambda asked: len(asked) >= 1)
     backend.store([outcome("a")])
     assert [future.result(LIMIT) for future in futures] == [{"a": outcome("a")}] * 5
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_backend_that_refuses_for_good_tells_everyone(pool: ThreadPoolExecutor) -> None:
     backend = Backend()
     waiters = Waiters(backend)
-    leader = pool.submit(waiters.wait, ["a"], LIMIT)
+    leader = pool.submit(waiters.wait, ["a"], LONG)
     backend.until_asked(lambda asked: len(asked) >= 1)
+    follower: Future[Any] = pool.submit(waiters.wait, ["b"], LONG)
+    backend.until_asked(lambda asked: asked[-1:] == [frozenset({"a", "b"})])
     backend.error = BackendError("the file is no database", retryable=False)
-    follower: Future[Any] = pool.submit(waiters.wait, ["b"], LIMIT)
+    backend.interrupt()
     for future in (leader, follower):
         with pytest.raises(BackendError, match="no database"):
             future.result(LIMIT)
@@ -187,7 +205,7 @@ def test_a_lost_connection_is_tried_again(pool: ThreadPoolExecutor) -> None:
     backend = Backend()
     backend.error = BackendError("connection refused")
     waiters = Waiters(backend)
-    future = pool.submit(waiters.wait, ["a"], LIMIT)
+    future = pool.submit(waiters.wait, ["a"], LONG)
     backend.until_asked(lambda asked: len(asked) >= 3)
     backend.error = None
     backend.store([outcome("a")])
@@ -205,6 +223,7 @@ def test_a_connection_lost_to_the_end_is_raised_at_the_end(pool: ThreadPoolExecu
         future.result(LIMIT)
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_interrupted_leader_leaves_the_others_served(
     backend: Backend, pool: ThreadPoolExecutor
 ) -> None:
@@ -213,12 +232,12 @@ def test_an_interrupted_leader_leaves_the_others_served(
 
     def interrupted(ids: Collection[str], timeout: float) -> dict[str, Outcome]:
         backend.wait = real  # type: ignore[method-assign]
-        follower.append(pool.submit(waiters.wait, ["b"], LIMIT))
+        follower.append(pool.submit(waiters.wait, ["b"], LONG))
         raise KeyboardInterrupt
 
     real, backend.wait = backend.wait, interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        waiters.wait(["a"], LIMIT)
+        waiters.wait(["a"], LONG)
     backend.until_asked(lambda asked: asked[-1:] == [frozenset({"b"})])
     backend.store([outcome("b")])
     assert follower[0].result(LIMIT) == {"b": outcome("b")}
@@ -234,7 +253,7 @@ def test_a_thousand_coroutines_take_one_thread(backend: Backend) -> None:
     before = threads_of_ours()  # of other tests, about to end
 
     async def main() -> list[dict[str, Outcome]]:
-        tasks = [asyncio.create_task(waiters.wait_async([each], LIMIT)) for each in ids]
+        tasks = [asyncio.create_task(waiters.wait_async([each], LONG)) for each in ids]
         await asyncio.to_thread(backend.until_asked, lambda asked: asked[-1:] == [frozenset(ids)])
         assert len(threads_of_ours() - before) == 1
         backend.store([outcome(each) for each in ids[:500]])
@@ -250,11 +269,11 @@ def test_a_thousand_coroutines_take_one_thread(backend: Backend) -> None:
 
 def test_coroutines_and_threads_wait_together(backend: Backend, pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(backend)
-    thread = pool.submit(waiters.wait, ["t"], LIMIT)
+    thread = pool.submit(waiters.wait, ["t"], LONG)
     backend.until_asked(lambda asked: len(asked) >= 1)
 
     async def main() -> dict[str, Outcome]:
-        task = asyncio.create_task(waiters.wait_async(["c"], LIMIT))
+        task = asyncio.create_task(waiters.wait_async(["c"], LONG))
         await asyncio.to_thread(backend.until_asked, lambda asked: asked[-1:] and "c" in asked[-1])
         backend.store([outcome("t")])  # the leader leaves, and our thread takes the lead
         await asyncio.to_thread(thread.result, LIMIT)
@@ -272,13 +291,13 @@ def test_a_coroutine_gives_up_at_its_time_and_can_be_cancelled(backend: Backend)
     async def main() -> None:
         assert await waiters.wait_async(["a"], 0.01) == {}
         assert await waiters.wait_async(["a"], 0) == {}
-        task = asyncio.create_task(waiters.wait_async(["a"], LIMIT))
+        task = asyncio.create_task(waiters.wait_async(["a"], LONG))
         await asyncio.to_thread(backend.until_asked, lambda asked: len(asked) >= 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         backend.store([outcome("b")])
-        assert await waiters.wait_async(["b"], LIMIT) == {"b": outcome("b")}
+        assert await waiters.wait_async(["b"], LONG) == {"b": outcome("b")}
 
     asyncio.run(main())
     assert waiters._wanted == {}

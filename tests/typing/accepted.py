@@ -130,5 +130,7 @@ def send(task: Task[[str], bytes], plain: Task[[int], str]) -> None:
 
 
 send(fetch, bare)
+wider: AsyncResult[object] = bare.delay(1)
+widest: ResultSet[object] = bare.map([1])
 kept: AsyncTask[[str], bytes] = fetch
 assert_type(bare.delay(1).get(propagate=False), str | Exception)

@@ -132,6 +132,28 @@ def test_a_forked_child_opens_its_own(app: Taskline) -> None:
     assert app.transport is transport
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_both_sides_of_a_fork_send_and_read(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shop.db"
+    with Taskline("shop", broker=url, backend=url) as app:
+        double = app.task(name="double")(lambda number: 2 * number)
+        before = double.delay(1)
+        assert before.state == "PENDING"
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                double.options(task_id="child").delay(2)
+                work(app)
+                status = 0 if before.get(timeout=30) == 2 else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert before.get(timeout=30) == 2
+        assert app.AsyncResult("child").get(timeout=30) == 4
+        assert double.delay(3).state == "PENDING"
+
+
 def test_without_a_backend_reading_says_what_to_do() -> None:
     app = Taskline("shop", broker=f"memory://{new_id()}")
 

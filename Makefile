@@ -57,6 +57,14 @@ format: $(VENV)/.stamp ## rewrite the code as ruff formats it
 docs: $(VENV)/.stamp ## build the documentation into site/
 	$(BIN)/mkdocs --quiet build --strict
 
+demo: .venv-demo/.stamp ## count the standard library while a worker process is killed
+	.venv-demo/bin/python examples/demo/run.py
+
+.venv-demo/.stamp: setup.cfg constraints.txt $(shell find taskline -name '*.py')
+	$(PYTHON) -m venv --clear .venv-demo
+	PIP_CONSTRAINT=constraints.txt .venv-demo/bin/python $(PIP) install .
+	@touch $@
+
 bench: ## measure Taskline beside its peers; BENCH="--only drain --rounds 1" picks
 	$(PYTHON) -m benchmarks $(BENCH)
 

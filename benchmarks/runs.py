@@ -86,5 +86,7 @@ def median(runs: list[Figures]) -> Figures:
 
 def spread_of(runs: list[Figures]) -> str:
     """The first figure of every run, for the eye."""
+    if not runs[0]:
+        return "cannot"
     key = next(iter(runs[0]))
     return "/".join(f"{run[key]:,.4g}" for run in runs)

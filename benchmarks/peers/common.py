@@ -67,6 +67,9 @@ marks = Marks()
 class Peer:
     """One system under measurement."""
 
+    lacks: tuple[str, ...] = ()
+    """`results` where it keeps none."""
+
     def prepare(self) -> None:
         """Make ready to send: open what the first send would open."""
 

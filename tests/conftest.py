@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["taskline.testing.plugin", "pytester"]
+
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:

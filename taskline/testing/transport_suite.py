@@ -11,6 +11,8 @@ it has not (its `capabilities`) is skipped, with the reason. `docs/testing.md` t
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from taskline.clock import Clock, ManualClock
@@ -21,8 +23,10 @@ from taskline.testing.cases.transport import MakeTransport, TransportSuite
 class Histories(TransportSuite):
     """Random histories, compared with a model: `taskline.testing.transport_machine`."""
 
-    histories = 60
-    steps = 40
+    histories: ClassVar[int] = 100
+    steps: ClassVar[int] = 40
+    shrink: ClassVar[bool] = True
+    """Whether to look for the shortest history that fails, which may take a minute."""
 
     def test_histories_agree_with_the_model(
         self, make_transport: MakeTransport, clock: Clock
@@ -41,7 +45,13 @@ class Histories(TransportSuite):
                 stateful_step_count=self.steps,
                 deadline=None,
                 database=None,
+                report_multiple_bugs=False,
                 suppress_health_check=list(hypothesis.HealthCheck),
+                phases=[
+                    phase
+                    for phase in hypothesis.Phase
+                    if self.shrink or phase is not hypothesis.Phase.shrink
+                ],
             ),
         )
 

@@ -148,11 +148,20 @@ class Fencing(TransportSuite):
         self.assert_counts(transport, leased=1)
         self.assert_empty(transport, "successors")
         assert transport.dead_letter(old.id) is None
-        assert list(other.extend([new], self.span)) == []
-        # Nor did it prolong what the new holder has.
+        # Nor did it prolong what the new holder has, or cut it short.
         again = self.taken_after(transport, clock, self.span)
         assert (again.id, again.deliveries, again.lost) == (old.id, 3, 2)
-        assert list(transport.ack([again])) == []
+        assert ids(other.ack([new])) == [new.id]
+
+    @every_verb
+    def test_a_late_worker_does_not_disturb_the_one_that_took_over(
+        self, transport: Transport, other: Transport, clock: Clock, verb: Verb
+    ) -> None:
+        transport.send([message()])
+        old, new = self.lose(transport, clock)
+        assert ids(verb(other, [old])) == [old.id]
+        assert list(transport.extend([new], LONG)) == []
+        assert list(transport.ack([new])) == []
         self.assert_counts(transport)
 
     @every_verb

@@ -68,7 +68,7 @@ class TransportSuite(Suite):
     @pytest.fixture
     def make_transport(self) -> MakeTransport:
         """A function of a clock that opens one more connection to the test's own empty store."""
-        raise NotImplementedError("override the fixture make_transport: see docs/testing.md")
+        pytest.fail("override the fixture make_transport: see docs/testing.md", pytrace=False)
 
     @pytest.fixture
     def make_shared_backend(self) -> MakeBackend | None:

@@ -125,8 +125,8 @@ class SQLiteBackend(Backend):
         params: list[Any] = []
         for revocation in revocations:
             params += (revocation.id, revocation.terminate, end)
-        head = "INSERT INTO revocations (id, terminate, expires)"
-        self._database.write(lambda db: insert(db, head, "(?,?,?)", params))
+        statement = "INSERT INTO revocations (id, terminate, expires) VALUES {rows}"
+        self._database.write(lambda db: insert(db, statement, 3, params))
 
     def revoked(self, after: int) -> tuple[int, list[Revocation]]:
         statement = "SELECT seq, id, terminate, expires FROM revocations WHERE seq > ? ORDER BY seq"

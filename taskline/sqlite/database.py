@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from taskline.clock import SYSTEM_CLOCK
@@ -17,13 +19,17 @@ from taskline.sqlite.schema import LAYOUT, check_library, layout_of, upgrade
 
 T = TypeVar("T")
 
-AUTOCHECKPOINT = 8000
+PAGE = 2048
+"""Bytes. What one message changes is written in whole pages, so small ones make a send cheaper."""
+AUTOCHECKPOINT = 16000
 """Pages in the write-ahead log before a writer must copy them; `maintain` mostly does it first."""
 LOG_LIMIT = 64 * 1024 * 1024
 """Bytes to which the write-ahead log is cut back."""
 
 _ROWS = (256, 64, 16, 4, 1)
 """Rows in one INSERT. Few sizes, so that their statements stay prepared."""
+
+_log = logging.getLogger("taskline.sqlite")
 
 _BUSY = ("database is locked", "database table is locked", "locking protocol")
 
@@ -34,24 +40,27 @@ def as_json(values: Iterable[Any]) -> str:
 
 
 def insert(
-    connection: sqlite3.Connection, head: str, row: str, params: Sequence[Any], tail: str = ""
-) -> int:
-    """Insert many rows with few statements; returns how many were inserted.
+    connection: sqlite3.Connection, statement: str, width: int, params: Sequence[Any]
+) -> None:
+    """Insert many rows with few statements.
 
-    `row` is the placeholder of one row, `params` are those of all rows in turn.
+    `{rows}` in the statement stands for the placeholders of rows of `width`
+    columns, `params` are those of all rows in turn.
     """
     # Every step of a statement lets go of the GIL, and a busy thread may keep it for a
     # switch interval: `executemany`, a step for each row, is 200 times slower beside one.
-    width = row.count("?")
-    inserted = start = 0
+    start = 0
     for size in _ROWS:
-        statement = ""
         while len(params) - start >= size * width:
-            statement = statement or f"{head} VALUES {','.join([row] * size)} {tail}"
             end = start + size * width
-            inserted += connection.execute(statement, params[start:end]).rowcount
+            connection.execute(_with_rows(statement, width, size), params[start:end])
             start = end
-    return inserted
+
+
+@cache
+def _with_rows(statement: str, width: int, size: int) -> str:
+    row = f"({','.join('?' * width)})"
+    return statement.replace("{rows}", ",".join([row] * size))
 
 
 class Database:
@@ -63,6 +72,8 @@ class Database:
         self.path = location.path
         self._error = error
         self._pool = Pool(self.connect)
+        self._file: tuple[int, int] | None = None
+        self._next_check = 0.0
         self._next_checkpoint = 0.0
 
     def connect(self) -> sqlite3.Connection:
@@ -75,6 +86,7 @@ class Database:
         except BaseException:
             connection.close()
             raise
+        self._file = _identity(self.path)
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -88,6 +100,7 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         if layout < LAYOUT:
+            connection.execute(f"PRAGMA page_size = {PAGE}")
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigurationError(
@@ -161,62 +174,53 @@ class Database:
         self._pool.close()
 
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._pool.closed:
+        try:
+            return self._patiently(lambda: self._once(work))
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def _once(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        pool = self._pool
+        if pool.closed:
             raise self._error(f"{self.path} was closed: open it again", retryable=False)
-        connection = self._take()
+        if SYSTEM_CLOCK.monotonic() >= self._next_check:
+            self._check_file()
+        connection = pool.take()
         try:
             result = work(connection)
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                self._quit(connection)
-                raise self._explain(error) from None
-        except sqlite3.Error as error:
-            self._quit(connection)
-            raise self._explain(error) from None
-        except BaseException:
-            self._quit(connection)
+        except BaseException as error:
+            if isinstance(error, sqlite3.Error) and not _is_busy(error):
+                pool.drop(connection)
+            else:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                pool.give(connection)
             raise
-        else:
-            self._pool.give(connection)
-            return result
-        return self._insist(connection, work)
-
-    def _take(self) -> sqlite3.Connection:
-        try:
-            return self._pool.take()
-        except sqlite3.Error as error:
-            raise self._explain(error) from None
-
-    def _insist(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do the work as soon as the file is not busy."""
-
-        def attempt() -> T:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            return work(connection)
-
-        try:
-            result = self._patiently(attempt)
-        except sqlite3.Error as error:
-            self._quit(connection)
-            raise self._explain(error) from None
-        except BaseException:
-            self._quit(connection)
-            raise
-        self._pool.give(connection)
+        pool.give(connection)
         return result
 
+    def _check_file(self) -> None:
+        """Turn to the new file when somebody removed the one that is open."""
+        self._next_check = SYSTEM_CLOCK.monotonic() + 1.0
+        if self._file is not None and self._file != _identity(self.path):
+            _log.warning("%s was removed or replaced: opening it anew", self.path)
+            self._file = None
+            self._pool.drain()
+
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        # Real time, whatever clock the app has: who holds the file is another process.
-        until = SYSTEM_CLOCK.monotonic() + self.location.busy_timeout
+        """Try until the file is not busy."""
+        until = 0.0
         pause = 0.00005
         while True:
             try:
                 return attempt()
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
                 if not _is_busy(error):
                     raise
-            if SYSTEM_CLOCK.monotonic() >= until:
+            # Real time, whatever clock the app has: who holds the file is another process.
+            now = SYSTEM_CLOCK.monotonic()
+            until = until or now + self.location.busy_timeout
+            if now >= until:
                 raise self._error(
                     f"{self.path} was busy for {self.location.busy_timeout:g} s: another process "
                     "keeps it locked; end that, or raise busy_timeout",
@@ -224,10 +228,6 @@ class Database:
                 )
             SYSTEM_CLOCK.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 1.5, 0.005)
-
-    def _quit(self, connection: sqlite3.Connection) -> None:
-        """Undo what a connection has begun and let it go: closing it rolls back."""
-        self._pool.drop(connection)
 
     def _explain(self, error: sqlite3.Error) -> TasklineError:
         """The error for people. SQLite's texts are the only codes that Python 3.10 has."""
@@ -266,5 +266,13 @@ class Database:
         return f"let this user read and write it and {directory}"
 
 
-def _is_busy(error: sqlite3.OperationalError) -> bool:
+def _is_busy(error: sqlite3.Error) -> bool:
     return str(error).startswith(_BUSY)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino)

@@ -13,8 +13,9 @@ _STORED = """
     WHERE id IN (SELECT value FROM json_each(?))
 """
 _DELETE = "DELETE FROM outcomes WHERE id IN (SELECT value FROM json_each(?))"
-_INSERT = "INSERT INTO outcomes (id, state, sent, deliveries, ttl, expires, frame)"
-_ROW = "(?,?,?,?,?,?,?)"
+_INSERT = """
+    INSERT INTO outcomes (id, state, sent, deliveries, ttl, expires, frame) VALUES {rows}
+"""
 
 
 def store(connection: sqlite3.Connection, outcomes: Sequence[Outcome], now: float) -> list[Outcome]:
@@ -44,5 +45,5 @@ def store(connection: sqlite3.Connection, outcomes: Sequence[Outcome], now: floa
         params += (
             key, outcome.state, outcome.sent, outcome.deliveries, ttl, expires, outcome.frame,
         )  # fmt: skip
-    insert(connection, _INSERT, _ROW, params)
+    insert(connection, _INSERT, 7, params)
     return refused

@@ -20,8 +20,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
     (
         # AUTOINCREMENT: a `seq` is never used twice, so that (seq, deliveries) names one
         # handing-over for ever. `priority` is negated: the smallest is the most urgent.
-        # `at` is when the row must be looked at: the eta of a delayed message, the end of
-        # a lease; a ready message that was delayed keeps its eta. `owner` holds the lease.
+        # `at` is since when a message is ready, or when it must be looked at: the eta of a
+        # delayed one, the end of the lease of a leased one, which `owner` holds.
         """
         CREATE TABLE messages (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -29,7 +29,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             queue TEXT NOT NULL,
             priority INTEGER NOT NULL,
             state INTEGER NOT NULL,
-            at REAL,
+            at REAL NOT NULL,
             owner TEXT NOT NULL DEFAULT '',
             deliveries INTEGER NOT NULL,
             lost INTEGER NOT NULL DEFAULT 0,

@@ -66,8 +66,8 @@ class Bell:
 
     def __init__(self, path: str) -> None:
         self._directory = wake_directory(path)
-        self._seen: int | None = None
-        self._ears: list[_Ear] = []
+        self._listing: tuple[int, list[_Ear]] = (-1, [])
+        """The directory's time of change, and who was in it."""
 
     def ring(self, kind: str, queues: Iterable[str] | None = None) -> None:
         """Wake who waits for this kind, and for one of these queues. Call it after the commit.
@@ -78,7 +78,9 @@ class Bell:
             changed = os.stat(self._directory).st_mtime_ns
         except OSError:
             return
-        ears = self._ears if changed == self._seen else self._list(changed)
+        listed, ears = self._listing
+        if changed != listed:
+            ears = self._list(changed)
         tags: set[str] | None = None
         for ear in ears:
             if ear.kind != kind:
@@ -103,8 +105,7 @@ class Bell:
             ears.append(
                 _Ear(os.path.join(self._directory, name), kind, frozenset(rest.split("-")[2:]))
             )
-        self._ears = ears
-        self._seen = changed if settled else None
+        self._listing = (changed if settled else -1, ears)
         return ears
 
 

@@ -31,6 +31,7 @@ _ROWS = (256, 64, 16, 4, 1)
 
 _log = logging.getLogger("taskline.sqlite")
 
+_FULL = "disk is full"
 _BUSY = ("database is locked", "database table is locked", "locking protocol")
 
 
@@ -137,7 +138,7 @@ class Database:
         """
         start = SYSTEM_CLOCK.monotonic()
         if start >= self._next_checkpoint:
-            self.read(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+            self.read(_checkpoint)
             took = SYSTEM_CLOCK.monotonic() - start
             self._next_checkpoint = start + max(1.0, 200 * took)
 
@@ -175,6 +176,13 @@ class Database:
 
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
+            return self._patiently(lambda: self._once(work))
+        except sqlite3.Error as error:
+            if _FULL not in str(error):
+                raise self._explain(error) from None
+        # Once all of the write-ahead log is in the file, it is written from its start again.
+        try:
+            self._patiently(lambda: self._once(_checkpoint))
             return self._patiently(lambda: self._once(work))
         except sqlite3.Error as error:
             raise self._explain(error) from None
@@ -237,7 +245,7 @@ class Database:
             return ConfigurationError(
                 f"{path} is not an SQLite database: give Taskline a file of its own"
             )
-        if "disk is full" in text:
+        if _FULL in text:
             return self._error(
                 f"{path} cannot grow: the disk is full; free some space", retryable=False
             )
@@ -268,6 +276,10 @@ class Database:
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return str(error).startswith(_BUSY)
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def _identity(path: str) -> tuple[int, int] | None:

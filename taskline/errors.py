@@ -70,7 +70,7 @@ class TaskFailed(TasklineError):
     """
 
     def __init__(
-        self, message: str, *, exception_type: str = "", remote_traceback: str = ""
+        self, message: str = "", *, exception_type: str = "", remote_traceback: str = ""
     ) -> None:
         super().__init__(message)
         self.exception_type = exception_type

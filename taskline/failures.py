@@ -39,7 +39,7 @@ class RemoteTraceback(Exception):
 def encode_error(error: BaseException) -> dict[str, Any]:
     """Describe an exception for `OutcomeHeader.error`. Never raises."""
     described = _describe(error)
-    described["traceback"] = _cut(_traceback_text(error), _MAX_TRACEBACK)
+    described["traceback"] = traceback_text(error)
     return described
 
 
@@ -119,14 +119,15 @@ def _cut(text: str, most: int) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _traceback_text(error: BaseException) -> str:
+def traceback_text(error: BaseException) -> str:
+    """The traceback as Python prints it, without our own frames at its start. Never raises."""
     import traceback
 
     try:
         lines = traceback.format_exception(type(error), error, user_traceback(error.__traceback__))
     except Exception as broken:  # traceback calls the user's __str__ and __repr__
         return f"{_message(error)}\n<its traceback cannot be shown: {type(broken).__name__}>\n"
-    return "".join(lines)
+    return _cut("".join(lines), _MAX_TRACEBACK)
 
 
 def user_traceback(traceback: TracebackType | None) -> TracebackType | None:

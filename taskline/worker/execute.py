@@ -6,9 +6,8 @@ and the I/O thread carries it out.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import traceback
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -23,12 +22,13 @@ from taskline.errors import (
     SerializationError,
     TaskRevoked,
 )
-from taskline.failures import error_line, user_traceback
+from taskline.failures import error_line, traceback_text, user_traceback
 from taskline.message import (
     EXPIRED,
     REVOKED,
     STARTED,
     SUCCESS,
+    VERSION,
     DeadLetter,
     Delivery,
     Header,
@@ -134,6 +134,7 @@ class Runner:
         self._codec = app.codec
         self._arguments = app.codec.arguments
         self._clock = app.clock
+        self._serializer = app.settings.serializer
         self._default_ttl = app.settings.result_ttl
 
     def run(self, job: Job) -> None:
@@ -156,6 +157,8 @@ class Runner:
 
     async def run_async(self, job: Job) -> None:
         """Run an `async def` task in this event loop."""
+        from asyncio import CancelledError
+
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
@@ -167,8 +170,9 @@ class Runner:
                 value = await task.run(args, kwargs)
             finally:
                 context.deactivate(token)
-        except asyncio.CancelledError as error:
-            self.failed(job, job.interrupted or error)
+        except CancelledError as error:
+            if not job.abandoned:
+                self.failed(job, job.interrupted or error)
         except BaseException as error:
             self.failed(job, error)
         else:
@@ -248,16 +252,28 @@ class Runner:
         """The message was received after its `expires`."""
         self._end(job, EXPIRED)
 
-    def showing(self, job: Job) -> Outcome:
-        """The outcome that shows a run in progress."""
-        assert job.header is not None
-        return outcomes.outcome(self._codec, job.header, STARTED, **self._known(job))
+    def showing(self, job: Job) -> Outcome | None:
+        """The outcome that shows a run in progress; None when it does not fit a message."""
+        header = job.header
+        assert header is not None
+        try:
+            return outcomes.outcome(self._codec, header, STARTED, **self._known(job))
+        except SerializationError:
+            return None
+
+    def broken(self, job: Job, error: Exception) -> None:
+        """Taskline itself failed to end the run. That must cost the message, not the slot."""
+        log.critical("task %s: a defect in Taskline", job.delivery.id, exc_info=error)
+        self.bury(job, error, f"a defect in Taskline, please report it: {error!r}")
 
     def bury(self, job: Job, error: BaseException, reason: str) -> None:
         """A final failure: FAILURE for those who wait, a dead letter for those who mend."""
         job.finished = job.finished or self._clock.time()
         delivery = job.delivery
-        header = job.header or Header(1, delivery.id, "", delivery.queue, 0.0)
+        header = job.header or Header(
+            VERSION, delivery.id, "", delivery.queue, 0.0, self._serializer
+        )
+        known = self._known(job)
         ran = job.request is not None
         trace = user_traceback(error.__traceback__)
         log.error(
@@ -267,8 +283,7 @@ class Runner:
             reason,
             exc_info=(type(error), error, trace) if ran and trace is not None else None,
         )
-        if self._keep:
-            job.outcome = outcomes.failure(self._codec, header, error, **self._known(job))
+        self._tell(job, header, lambda: outcomes.failure(self._codec, header, error, **known))
         job.letter = DeadLetter(
             id=delivery.id,
             queue=delivery.queue,
@@ -278,7 +293,7 @@ class Runner:
             worker=self.worker,
             attempt=header.attempt,
             deliveries=delivery.deliveries,
-            traceback="".join(traceback.format_exception(type(error), error, trace)) if ran else "",
+            traceback=traceback_text(error) if ran else "",
             frame=delivery.frame,
         )
         job.verdict = BURY
@@ -287,12 +302,32 @@ class Runner:
         header = job.header
         assert header is not None
         job.finished = self._clock.time()
-        if self._keep:
-            job.outcome = outcomes.outcome(self._codec, header, state, **self._known(job))
+        known = self._known(job)
+        self._tell(job, header, lambda: outcomes.outcome(self._codec, header, state, **known))
         job.verdict = ACK
+
+    def _tell(self, job: Job, header: Header, make: Callable[[], Outcome]) -> None:
+        """Keep what `make` returns as the job's outcome, if it fits a message at all."""
+        if not self._keep:
+            return
+        try:
+            job.outcome = make()
+        except SerializationError as refused:
+            log.error("task %s[%s]: its end cannot be told: %s", header.task, header.id, refused)
 
     def _again(self, job: Job, header: Header, error: BaseException, delay: float) -> None:
         now = job.finished
+        successor = outcomes.successor(header, error, delay, now, job.started or now)
+        successor = msgspec.structs.replace(successor, deliveries=job.delivery.deliveries)
+        try:
+            try:
+                job.successor = self._codec.reframe(successor, job.body)
+            except SerializationError:  # the lines about the attempts made it too large
+                successor = msgspec.structs.replace(successor, errors=[])
+                job.successor = self._codec.reframe(successor, job.body)
+        except SerializationError as refused:
+            self.bury(job, error, f"{error_line(error)}; it cannot be tried again: {refused}")
+            return
         log.warning(
             "task %s[%s] attempt %d: %s; next attempt in %.1f s",
             header.task,
@@ -301,13 +336,8 @@ class Runner:
             error_line(error),
             delay,
         )
-        successor = outcomes.successor(header, error, delay, now, job.started or now)
-        successor = msgspec.structs.replace(successor, deliveries=job.delivery.deliveries)
-        job.successor = self._codec.reframe(successor, job.body)
-        if self._keep:
-            job.outcome = outcomes.retrying(
-                self._codec, header, error, retry_at=now + delay, **self._known(job)
-            )
+        known = {**self._known(job), "retry_at": now + delay}
+        self._tell(job, header, lambda: outcomes.retrying(self._codec, header, error, **known))
         job.verdict = REPLACE
 
     def _known(self, job: Job) -> dict[str, Any]:

@@ -9,24 +9,18 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections import deque
-from collections.abc import Sequence
-from queue import Empty
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
-from taskline.errors import (
-    SerializationError,
-    TaskPoisoned,
-    TaskTimeout,
-    TransportError,
-    UnknownTask,
-)
+from taskline.errors import TransportError
 from taskline.message import Delivery
 from taskline.transports.base import Transport
+from taskline.worker.admit import Admission
 from taskline.worker.execute import Job, Runner
-from taskline.worker.ledger import Ledger
+from taskline.worker.ledger import Condemned, Ledger
+from taskline.worker.outage import Outage
 from taskline.worker.prefetch import PATIENCE, Prefetch
+from taskline.worker.quarantine import Quarantine
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 from taskline.worker.watch import Watch
@@ -37,17 +31,17 @@ TICK = 1.0
 """The longest sleep, in seconds."""
 LINGER = 0.005
 """Seconds for which finished jobs gather while the slots have more to do."""
-SUSPECT_DELAY = 0.5
-"""Seconds for which further suspects are handed back while one of them runs long."""
 UPKEEP_AT_LEAST = 15.0
 """Seconds after which a process that is never idle does the upkeep all the same."""
 BACKLOG = 10_000
 """Verdicts that may wait for the broker's return before nothing more is received."""
-BACKOFF_FIRST, BACKOFF_MAX = 0.1, 5.0
 
 
 class IOThread:
-    """One per process. `run` is the thread's body; any thread may call `wake` and `stop`."""
+    """One per process. `run` is the thread's body; any thread may call `wake` and `stop`.
+
+    A simulation calls `begin` and then `step` instead of `run`.
+    """
 
     def __init__(
         self,
@@ -62,8 +56,8 @@ class IOThread:
         prefetch: int,
         slots: int,
         async_slots: int,
-        ledger: Ledger | None,
-        timed_out: Sequence[str] = (),
+        ledger: Ledger | None = None,
+        condemned: Condemned | None = None,
     ) -> None:
         self._app = app
         self._runner = runner
@@ -74,7 +68,7 @@ class IOThread:
         self._lease = lease
         self._max_deliveries = max_deliveries
         self._ledger = ledger
-        self._timed_out = set(timed_out)
+        self._condemned = condemned
         self._event = threading.Event()
         self.exchange = Exchange(self.wake)
         self.slots = [
@@ -88,8 +82,6 @@ class IOThread:
             else None
         )
         self._prefetch = Prefetch(slots, prefetch)
-        self._suspects: deque[Job] = deque()
-        self._suspect: Job | None = None
         self._next_renewal = 0.0
         self._next_upkeep = 0.0
         self._beat = 0.0
@@ -97,12 +89,17 @@ class IOThread:
         self._taken_at = 0.0
         self._receiving: Transport | None = None
         self._stop_by: float | None = None
-        self._trouble = ""
-        self._backoff = BACKOFF_FIRST
-        self._retry_at = 0.0
+        self._outage = Outage(self._clock)
+        self._full_until = 0.0
+        """Until then no coroutine is asked for while none could run."""
+        self._crowded_until = 0.0
+        """Until then idle places for coroutines are no reason to ask for more."""
         self._transport: Transport
+        self._backend: Backend | None
         self._settlements: Settlements
         self._watch: Watch
+        self._quarantine: Quarantine
+        self._admission: Admission
         self.ready = threading.Event()
         """Set once the broker and the backend were reached."""
         self.recycle = ""
@@ -132,25 +129,26 @@ class IOThread:
             while not self.stopping:
                 try:
                     transport = transport or self._app.open_transport()
-                    transport.ping()
                     backend = backend or self._app.open_backend()
-                    if backend is not None:
-                        backend.ping()
+                    _reach(transport, backend)
                 except TransportError as error:
-                    self._troubled(error)
-                    self._sleep(self._retry_at - self._clock.monotonic())
+                    self._outage.failed(error)
+                    self._sleep(self._outage.retry_at - self._clock.monotonic())
                     self._event.clear()
                 else:
-                    self._calm()
-                    self._work(transport, backend)
+                    self._outage.over()
+                    self.begin(transport, backend)
+                    while self.step():
+                        pass
                     return
         finally:
             for resource in (transport, backend):
                 if resource is not None:
                     resource.close()
 
-    def _work(self, transport: Transport, backend: Backend | None) -> None:
-        self._transport = transport
+    def begin(self, transport: Transport, backend: Backend | None) -> None:
+        """Get ready to `step`, with a broker and a backend that were reached."""
+        self._transport, self._backend = transport, backend
         self._settlements = Settlements(transport, backend)
         self._watch = Watch(
             self._runner,
@@ -159,64 +157,93 @@ class IOThread:
             self.exchange,
             self.slots,
             self.async_slots,
+            self._ledger,
             self._clock,
         )
+        self._quarantine = Quarantine(
+            self._settlements, self.exchange, self.slots, self.async_slots, self._clock
+        )
+        self._admission = Admission(
+            self._app,
+            self._runner,
+            self._settlements,
+            self._watch.revoked,
+            self._condemned,
+            self._max_deliveries,
+        )
+        if self.async_slots is not None:
+            self.async_slots.open()
         now = self._beat = self._taken_at = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:
             self._ledger.mark_ready(now)
         self.ready.set()
-        while True:
-            now = self._clock.monotonic()
-            self._event.clear()
-            try:
-                if now >= self._retry_at and self._round(now):
-                    return
-                self._wait_and_receive(now, backend)
-            except TransportError as error:
-                self._troubled(error)
-                if self._stop_by is not None and now > self._stop_by + self._lease:
-                    log.error("stopped without having handed everything back: %s", error)
-                    return
 
-    def _round(self, now: float) -> bool:
-        """All that is due now, but receiving; true when the thread may end."""
+    def step(self, patience: float = TICK) -> bool:
+        """One turn: all that is due, then wait for more, `patience` seconds at most.
+
+        False when the thread may end: it was stopped, and holds nothing.
+        """
+        now = self._clock.monotonic()
+        self._event.clear()
+        self._collect()
+        running = self._watch.running()
+        if running:
+            self._watch.enforce(running, now)
+            if self._watch.recycle and not self.recycle:
+                self.recycle = self._watch.recycle
+                self.stop(self._lease)
+        try:
+            if now >= self._outage.retry_at:
+                if self._outage.lasts:
+                    _reach(self._transport, self._backend)
+                if self._settle(now, running):
+                    return False
+            self._wait_and_receive(now, patience)
+            if now >= self._outage.retry_at:
+                self._outage.over()
+        except TransportError as error:
+            self._outage.failed(error)
+            if self._stop_by is not None and now > self._stop_by + self._lease:
+                log.error("stopped without having handed everything back: %s", error)
+                return False
+        return True
+
+    def _settle(self, now: float, running: list[Job]) -> bool:
+        """All that is due with the broker and the backend but receiving; true at the end."""
         if now >= self._next_renewal or now - self._beat > self._lease / 2:
             # Also after this process was paused: what was lost is dropped before it is settled.
             self._settlements.renew(self._lease)
             self._next_renewal = now + self._lease / 3
         self._beat = now
-        self._collect()
         self._settlements.flush()
-        self._calm()
-        running = self._watch.running()
+        self._hand_back_stuck(now)
+        self._quarantine.place()
+        if self._stop_by is not None and self._ended(now, self._stop_by):
+            return True
         if running:
             self._watch.look_at_revocations(now)
-            self._watch.tick(running, now)
-            if self._watch.recycle and not self.recycle:
-                self.recycle = self._watch.recycle
-                self.stop(self._lease)
-        self._hand_back_stuck(now)
-        self._place_suspect()
-        return self._stop_by is not None and self._ended(now, self._stop_by)
+            self._watch.show(running)
+        return False
 
-    def _wait_and_receive(self, now: float, backend: Backend | None) -> None:
+    def _wait_and_receive(self, now: float, patience: float) -> None:
         waiting = self.exchange.ready.qsize()
-        if now < self._retry_at:
-            self._sleep(self._retry_at - now)
-        elif waiting:
+        if waiting and now >= self._outage.retry_at:
             # Slots are busy and have more to do: let finished jobs gather.
-            self._event.wait(self._clock.bound(LINGER))
-            if not self.stopping and (room := self._room(self.exchange.ready.qsize())) > 0:
-                self._receive(room, 0.0, backend)
+            self._event.wait(self._clock.bound(min(LINGER, patience)))
+            if not self.stopping and (room := self._room(now, self.exchange.ready.qsize())) > 0:
+                self._receive(room, 0.0)
+            return
+        until = self.exchange.looks_at = min(now + patience, self._next_renewal)
+        until = self._watch.next_due(self._watch.running(), until)
+        if now < self._outage.retry_at:
+            self._sleep(min(until, self._outage.retry_at) - now)
+        elif self._stop_by is not None:
+            self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
+        elif (room := self._room(now, 0)) > 0:
+            self._receive(room, until - now)
         else:
-            until = self._watch.next_due(self._watch.running(), min(now + TICK, self._next_renewal))
-            if self._stop_by is not None:
-                self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
-            elif (room := self._room(0)) > 0:
-                self._receive(room, until - now, backend)
-            else:
-                self._sleep(until - now)
+            self._sleep(until - now)
 
     def _sleep(self, seconds: float) -> None:
         self.exchange.waiting = True
@@ -224,22 +251,28 @@ class IOThread:
             self._event.wait(self._clock.bound(seconds))
         self.exchange.waiting = False
 
-    def _room(self, waiting: int) -> int:
-        """How many messages to ask for now."""
-        if self._suspects or self._settlements.backlog > BACKLOG:
+    def _room(self, now: float, waiting: int) -> int:
+        """How many messages to ask for, when so many wait for a thread."""
+        if self._settlements.backlog > BACKLOG:
             return 0
         idle_async = self.async_slots.idle if self.async_slots is not None else 0
-        if not self._serves_sync:
-            return idle_async
-        idle = sum(slot.current is None for slot in self.slots)
-        ahead = 0 if self._suspect is not None else self._prefetch.target()
-        room = idle + ahead - waiting
+        if not idle_async and now < self._full_until:
+            return 0
+        room = self._sync_room(waiting) if self._serves_sync else 0
         if waiting:
             # Refill in large steps; a coroutine's slot does not justify more `def` tasks waiting.
-            return room if room > ahead // 2 else 0
-        return max(room, idle_async)
+            room = room if room > self._prefetch.target() // 2 else 0
+        elif now >= self._crowded_until:
+            room = max(room, idle_async)
+        return self._quarantine.limit(room)
 
-    def _receive(self, limit: int, wait: float, backend: Backend | None) -> None:
+    def _sync_room(self, waiting: int) -> int:
+        """How many `def` tasks to take in while so many wait."""
+        idle = sum(slot.current is None for slot in self.slots)
+        ahead = 0 if self._quarantine.occupied else self._prefetch.target()
+        return idle + ahead - waiting
+
+    def _receive(self, limit: int, wait: float) -> None:
         queues = self._queues if len(self._queues) == 1 else self._shuffled()
         if wait > 0:
             self.exchange.waiting = True
@@ -252,14 +285,14 @@ class IOThread:
             self.exchange.waiting = False
             self._receiving = None
         if deliveries:
-            self._admit(deliveries)
+            self._take_in(deliveries)
         now = self._clock.monotonic()
         idle = wait > 0 and not self._settlements.held
         if now >= self._next_upkeep and (idle or now >= self._next_upkeep + UPKEEP_AT_LEAST):
             self._next_upkeep = now + TICK
             self._transport.maintain()
-            if backend is not None:
-                backend.maintain()
+            if self._backend is not None:
+                self._backend.maintain()
 
     def _shuffled(self) -> list[str]:
         """A random order in which heavier queues tend to come first.
@@ -273,114 +306,34 @@ class IOThread:
             reverse=True,
         )
 
-    def _admit(self, deliveries: list[Delivery]) -> None:
-        """Decode headers; give to the slots what can run, and a verdict to what cannot."""
-        open_frame, tasks = self._app.codec.open, self._app.tasks
-        settlements, held = self._settlements, self._settlements.held
+    def _take_in(self, deliveries: list[Delivery]) -> None:
+        """Make jobs of what was received, and give the slots those that may run."""
+        now = self._clock.monotonic()
         try:
-            self._watch.look_at_revocations(self._clock.monotonic(), force=True)
+            self._watch.look_at_revocations(now, force=True)
         except TransportError:
-            settlements.refuse(deliveries)
+            self._settlements.refuse(deliveries)
             raise
-        revoked = self._watch.revoked
-        now = self._clock.time()
-        plain: list[Job] = []
-        coroutines: list[Job] = []
-        early: list[Job] = []
-        for delivery in deliveries:
-            try:
-                header, body = open_frame(delivery.frame)
-            except SerializationError as error:
-                job = held[delivery] = Job(delivery, None, b"", None)
-                self._refuse(job, error)
-                continue
-            task = tasks.get(header.task)
-            job = held[delivery] = Job(delivery, header, body, task)
-            if task is None:
-                self._refuse(
-                    job,
-                    UnknownTask(
-                        f"no task {header.task!r} is registered in this worker:"
-                        " import its module (include=…) or send it to another queue"
-                    ),
-                )
-            elif header.id in revoked:
-                self._runner.revoked(job)
-                settlements.add(job)
-            elif header.expires is not None and header.expires <= now:
-                self._runner.expired(job)
-                settlements.add(job)
-            elif delivery.lost and header.id in self._timed_out:
-                self._timed_out.remove(header.id)
-                self._runner.failed(
-                    job,
-                    TaskTimeout(
-                        f"the task ran longer than its timeout of {job.limit or 0:g} s"
-                        " and did not react: its process was killed"
-                    ),
-                )
-                settlements.add(job)
-            elif delivery.lost >= self._max_deliveries:
-                self._refuse(
-                    job,
-                    TaskPoisoned(
-                        f"its worker died or lost its lease {delivery.lost} times while it ran"
-                        f" (max_deliveries={self._max_deliveries})"
-                    ),
-                )
-            elif task.ack == "early":
-                early.append(job)
-            elif delivery.lost:
-                self._suspects.append(job)
-            else:
-                (coroutines if task.is_async else plain).append(job)
-        if early:
-            for job in settlements.ack_early(early):
-                assert job.task is not None
-                (coroutines if job.task.is_async else plain).append(job)
+        plain, coroutines, _ = self._quarantine.isolate(self._admission.admit(deliveries))
+        give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
+        if self.async_slots is not None:
+            # A broker does not tell `def` tasks from coroutines: there may be too many of either.
+            idle = self.async_slots.idle
+            if len(coroutines) > idle:
+                give_back(coroutines[idle:])
+                self._full_until = now + PATIENCE
+            if coroutines:
+                self.async_slots.start(coroutines[:idle])
+            fit = max(0, self._sync_room(waiting))
+            if len(plain) > fit:
+                give_back(plain[fit:])
+                plain = plain[:fit]
+                self._crowded_until = now + PATIENCE
+        if not waiting:
+            self._taken_at = now
         put = self.exchange.ready.put
-        if plain and not self.exchange.ready.qsize():
-            self._taken_at = self._clock.monotonic()
         for job in plain:
             put(job)
-        if coroutines and self.async_slots is not None:
-            fit = self.async_slots.idle
-            self.async_slots.start(coroutines[:fit])
-            settlements.give_back(coroutines[fit:])
-
-    def _refuse(self, job: Job, error: Exception) -> None:
-        self._runner.bury(job, error, str(error))
-        self._settlements.add(job)
-
-    def _place_suspect(self) -> None:
-        """Run messages that once cost a worker its lease one at a time, with none waiting beside.
-
-        So a message that kills its worker takes no bystanders into the dead letters.
-        """
-        suspect = self._suspect
-        if suspect is not None and not (suspect.verdict or suspect.lost or suspect.abandoned):
-            if (
-                self._suspects
-                and suspect.started
-                and (self._clock.time() - suspect.started > PATIENCE)
-            ):
-                self._settlements.give_back(self._suspects, SUSPECT_DELAY)
-                self._suspects.clear()
-            return
-        self._suspect = None
-        if not self._suspects or self.stopping:
-            return
-        self._settlements.give_back(self._take_waiting())
-        job = self._suspects.popleft()
-        assert job.task is not None
-        if not job.task.is_async:
-            self.exchange.ready.put(job)
-        elif self.async_slots is not None and self.async_slots.idle:
-            self.async_slots.start([job])
-        else:
-            self._settlements.give_back([job], SUSPECT_DELAY)
-            return
-        self._suspect = job
 
     def _collect(self) -> None:
         """Take over what the slots have finished."""
@@ -394,59 +347,37 @@ class IOThread:
                 self._settlements.add(job)
         self._prefetch.observe(durations)
 
-    def _take_waiting(self) -> list[Job]:
-        """Take back the jobs that no slot has begun, but those already acknowledged."""
-        jobs: list[Job] = []
-        early: list[Job] = []
-        while True:
-            try:
-                job = self.exchange.ready.get_nowait()
-            except Empty:
-                break
-            if job is not None:
-                (early if job.early else jobs).append(job)
-        for job in early:
-            self.exchange.ready.put(job)
-        return [job for job in jobs if not job.lost]
-
     def _hand_back_stuck(self, now: float) -> None:
         """Hand back what waits behind long tasks, so that idle slots elsewhere can have it."""
         if self.exchange.taken != self._taken or not self.exchange.ready.qsize():
             self._taken, self._taken_at = self.exchange.taken, now
         elif now - self._taken_at > PATIENCE:
             self._prefetch.stuck(now - self._taken_at)
-            self._settlements.give_back(self._take_waiting())
+            self._settlements.give_back(self.exchange.take_back())
             self._settlements.flush()
 
     def _ended(self, now: float, by: float) -> bool:
         """Whether the process may end: nothing runs and nothing is held."""
-        self._settlements.give_back(self._take_waiting())
-        self._settlements.give_back(self._suspects)
-        self._suspects.clear()
+        settlements, exchange = self._settlements, self.exchange
+        self._quarantine.hand_back()
+        settlements.give_back(exchange.take_back())
         running = self._watch.running()
-        waits = self.exchange.ready.qsize() or self.exchange.done
-        if now < by and (running or waits):
-            self._settlements.flush()
+        if now < by and (running or exchange.ready.qsize() or exchange.done):
+            settlements.flush()
             return False
         if running:
             log.warning("%d running tasks are handed back: their time is over", len(running))
             for job in running:
                 job.abandoned = True
-            self._settlements.give_back(job for job in running if not job.early and not job.lost)
+            settlements.give_back(job for job in running if not job.early and not job.lost)
+        settlements.give_back(exchange.take_back(early=True))
         self._collect()
-        self._settlements.flush()
-        return not self._settlements.held
+        settlements.flush()
+        return not settlements.held
 
-    def _troubled(self, error: TransportError) -> None:
-        """The broker or the backend failed: say so once, and wait longer each time."""
-        self._retry_at = self._clock.monotonic() + self._backoff * random.uniform(0.5, 1.0)
-        self._backoff = min(self._backoff * 2, BACKOFF_MAX)
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            log.error("%s; trying until it works", error)
 
-    def _calm(self) -> None:
-        if self._trouble:
-            self._trouble = ""
-            self._backoff = BACKOFF_FIRST
-            log.info("the broker answers again")
+def _reach(transport: Transport, backend: Backend | None) -> None:
+    """Raise `TransportError` if one of them is out of reach."""
+    transport.ping()
+    if backend is not None:
+        backend.ping()

@@ -3,7 +3,7 @@
 The process writes, its supervisor reads, also after the process was killed:
 that is how a message that kills its worker is told from those that only waited
 beside it, and how a hard time-out is enforced on code that holds the interpreter.
-One record a slot, written by that slot only.
+One record a slot, written by that slot only, but for `pardon`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import struct
 import tempfile
 from typing import NamedTuple
 
-_RECORD = struct.Struct("=dd128s")
-_FLAG = struct.Struct("=d")
+ID_BYTES = 800
+"""What 200 characters, the longest id that is accepted, can need."""
+CONDEMNED = 64
+
+# Native layout: an aligned double is written and read whole.
+_RECORD = struct.Struct(f"@dd{ID_BYTES}s")
+_FLAG = _DEADLINE = struct.Struct("@d")
 _NOTHING = bytes(_RECORD.size)
-ID_BYTES = 128
 
 
 class Running(NamedTuple):
@@ -28,22 +32,70 @@ class Running(NamedTuple):
     """0 where the task has no time limit."""
 
 
+class _Shared:
+    """Memory that several processes see, given on by its descriptor."""
+
+    def __init__(self, size: int, fd: int | None) -> None:
+        self._file = None
+        if fd is None:
+            self._file = tempfile.TemporaryFile(prefix="taskline-")  # noqa: SIM115
+            self._file.truncate(size)
+            fd = self._file.fileno()
+        self.map = mmap.mmap(fd, size)
+
+    def fileno(self) -> int:
+        assert self._file is not None
+        return self._file.fileno()
+
+
+class Condemned:
+    """The ids of messages that a process was killed for: their runs were over their time limit.
+
+    The supervisor adds them, before the messages are handed back; whichever of its
+    processes receives one ends it instead of running it.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._shared = _Shared(CONDEMNED * (ID_BYTES + 2), fd)
+        self._map = self._shared.map
+        self._next = 0
+
+    def fileno(self) -> int:
+        """The descriptor that a spawned process opens it by."""
+        return self._shared.fileno()
+
+    def add(self, id: str) -> None:
+        """Note an id; the oldest of many is forgotten."""
+        entry = _delimited(id)
+        at = self._next * (ID_BYTES + 2)
+        self._map[at : at + ID_BYTES + 2] = entry.ljust(ID_BYTES + 2, b"\0")
+        self._next = (self._next + 1) % CONDEMNED
+
+    def take(self, id: str) -> bool:
+        """Whether the id was noted; it is not any more."""
+        entry = _delimited(id)
+        at = self._map.find(entry, 0)
+        if at < 0:
+            return False
+        self._map[at : at + len(entry)] = bytes(len(entry))
+        return True
+
+
+def _delimited(id: str) -> bytes:
+    return b"\0" + id.encode()[:ID_BYTES] + b"\0"
+
+
 class Ledger:
     """The records of all slots of one process, and whether it got ready."""
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
-        size = _FLAG.size + slots * _RECORD.size
-        if fd is None:
-            self._file = tempfile.TemporaryFile(prefix="taskline-ledger-")  # noqa: SIM115
-            self._file.truncate(size)
-            self._map = mmap.mmap(self._file.fileno(), size)
-        else:
-            self._map = mmap.mmap(fd, size)
         self._slots = slots
+        self._shared = _Shared(_FLAG.size + slots * _RECORD.size, fd)
+        self._map = self._shared.map
 
     def fileno(self) -> int:
         """The descriptor that a spawned process opens the ledger by."""
-        return self._file.fileno()
+        return self._shared.fileno()
 
     def start(self, slot: int, id: str, started: float, deadline: float = 0.0) -> None:
         """Note that a slot begins to run a message."""
@@ -55,6 +107,11 @@ class Ledger:
         """Note that a slot runs nothing."""
         at = _FLAG.size + slot * _RECORD.size
         self._map[at : at + _RECORD.size] = _NOTHING
+
+    def pardon(self, slot: int) -> None:
+        """Take the time limit off what a slot runs: it has been given up without it."""
+        at = _FLAG.size + slot * _RECORD.size + _DEADLINE.size
+        _DEADLINE.pack_into(self._map, at, 0.0)
 
     def mark_ready(self, now: float) -> None:
         """Note that the process has started and reached its broker."""

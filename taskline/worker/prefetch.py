@@ -28,8 +28,8 @@ class Prefetch:
             self._mean = old * self._mean + (1 - old) * (sum(durations) / count)
 
     def stuck(self, elapsed: float) -> None:
-        """Learn that the running tasks take at least `elapsed` seconds."""
-        self._mean = max(self._mean, elapsed)
+        """Learn that the running tasks take `elapsed` seconds and more: nothing is held then."""
+        self._mean = max(self._mean, elapsed, 1.01 * self._slots * HORIZON)
 
     def target(self) -> int:
         """How many messages to hold beyond those that idle slots take at once."""

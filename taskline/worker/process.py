@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import FrameType
 
 from taskline.app import Taskline
+from taskline.errors import ConfigurationError, TasklineError, TransportError
+from taskline.loading import find_app, import_included
 from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
-from taskline.worker.ledger import Ledger
+from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 
 log = logging.getLogger("taskline.worker")
@@ -29,6 +32,12 @@ SWITCH_INTERVAL = 0.001
 
 RECYCLED = 75
 """Exit code of a process that asks to be replaced (EX_TEMPFAIL)."""
+
+MISCONFIGURED = 2
+"""Exit code of a process that no replacement would help."""
+
+REACH_WITHIN = 30.0
+"""Seconds for which `start` waits for the broker."""
 
 STOP = b"s"
 STOP_NOW = b"n"
@@ -44,9 +53,10 @@ class Worker:
         *,
         consumer: str = "",
         ledger: Ledger | None = None,
-        timed_out: Sequence[str] = (),
+        condemned: Condemned | None = None,
     ) -> None:
         options = options or WorkerOptions()
+        import_included(app)
         settings = app.settings
         self.app = app
         self.name = options.name or f"{socket.gethostname()}-{os.getpid()}"
@@ -65,7 +75,7 @@ class Worker:
             slots=options.threads,
             async_slots=options.async_slots,
             ledger=ledger,
-            timed_out=timed_out,
+            condemned=condemned,
         )
         self._threads: list[threading.Thread] = []
         self._io_thread = threading.Thread(target=self._run_io, name="taskline-io", daemon=True)
@@ -73,7 +83,11 @@ class Worker:
         self._owns_process = False
 
     def start(self) -> None:
-        """Work in background threads and return once the broker was reached."""
+        """Work in background threads and return once the broker was reached.
+
+        Raises what keeps the worker from its broker, after `REACH_WITHIN` seconds
+        where that may pass.
+        """
         self._io_thread.start()
         for slot in self.io.slots:
             thread = threading.Thread(
@@ -81,7 +95,10 @@ class Worker:
             )
             thread.start()
             self._threads.append(thread)
-        self.io.ready.wait(timeout=30)
+        reached = self.io.ready.wait(timeout=REACH_WITHIN)
+        if self._failure is not None or not reached:
+            self.stop(0.0)
+            raise TransportError(f"the broker was not reached within {REACH_WITHIN:g} s")
 
     def stop(self, grace: float | None = None) -> None:
         """Take no more, give running tasks `grace` seconds, hand back the rest."""
@@ -95,21 +112,24 @@ class Worker:
     def run(self, control: int | None = None) -> int:
         """Work in this thread until told to stop; returns the exit code.
 
-        SIGTERM or SIGINT stops, a second one at once; so does what a supervisor
-        writes to the pipe `control`, and its end, when the supervisor has died.
+        SIGTERM or SIGINT stops, a second one at once. Under a supervisor that writes
+        its orders to the pipe `control`, and whose death is the pipe's end, SIGINT is
+        ignored and SIGTERM never stops at once: both may go to the whole group.
         The first slot runs in this thread, where a time limit can interrupt even
         a blocking system call.
         """
         self._owns_process = True
-        if control is None:
-            signal.signal(signal.SIGINT, self._on_signal)
-        else:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            threading.Thread(
-                target=self._obey, args=(control,), name="taskline-control", daemon=True
-            ).start()
-        signal.signal(signal.SIGTERM, self._on_signal)
+        read_end, self._orders = os.pipe()
+        interrupt = self._on_signal if control is None else signal.SIG_IGN
+        before = [
+            (number, signal.signal(number, handler))
+            for number, handler in ((signal.SIGTERM, self._on_signal), (signal.SIGINT, interrupt))
+        ]
         sys.setswitchinterval(SWITCH_INTERVAL)
+        obeying = threading.Thread(
+            target=self._obey, args=(read_end, control), name="taskline-control", daemon=True
+        )
+        obeying.start()
         self._io_thread.start()
         first, *others = self.io.slots
         for slot in others:
@@ -118,6 +138,10 @@ class Worker:
             ).start()
         first.loop()
         self._io_thread.join(timeout=30)
+        for number, handler in before:
+            signal.signal(number, handler)
+        os.close(self._orders)
+        obeying.join(timeout=1)
         if self._failure is not None:
             raise self._failure
         return RECYCLED if self.io.recycle else 0
@@ -127,8 +151,10 @@ class Worker:
             self.io.run()
         except BaseException as error:
             self._failure = error
-            log.critical("the I/O thread failed: %r", error, exc_info=error)
+            if not isinstance(error, ConfigurationError):
+                log.critical("the I/O thread failed: %r", error, exc_info=error)
         finally:
+            self.io.ready.set()
             if self.io.async_slots is not None:
                 self.io.async_slots.stop()
             for _ in self.io.slots:
@@ -144,15 +170,25 @@ class Worker:
         os._exit(RECYCLED if self.io.recycle else 1 if self._failure else 0)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._ask(now=self.io.stopping)
+        # It interrupts a slot anywhere, also where that has a lock: so it takes none.
+        os.write(self._orders, STOP)
 
-    def _obey(self, control: int) -> None:
-        """Follow the supervisor's orders; its death (end of file) is the order to stop."""
+    def _obey(self, read_end: int, control: int | None) -> None:
+        """Follow orders, until `run` ends: from signals, and from a supervisor."""
+        sources = [read_end] if control is None else [read_end, control]
         while True:
-            order = os.read(control, 1)
-            self._ask(now=order == STOP_NOW)
-            if not order:
-                return
+            readable, _, _ = select.select(sources, [], [])
+            for source in readable:
+                order = os.read(source, 1)
+                if source == read_end and not order:
+                    os.close(read_end)
+                    return
+                if source == control:
+                    self._ask(now=order == STOP_NOW)
+                    if not order:  # the supervisor has died
+                        sources.remove(source)
+                else:
+                    self._ask(now=self.io.stopping and control is None)
 
     def _ask(self, *, now: bool) -> None:
         self.io.stop(0.0 if now else self._grace)
@@ -164,31 +200,46 @@ def served_queues(app: Taskline) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """A spawned child: `APP_PATH OPTIONS CONSUMER LEDGER_FD CONTROL_FD [TIMED_OUT_ID…]`."""
+    """A spawned child: `APP_PATH OPTIONS CONSUMER` and the descriptors of what it inherits."""
     import msgspec
 
-    from taskline.loading import find_app
     from taskline.log import setup
 
-    path, raw, consumer, ledger_fd, control_fd, *timed_out = arguments
+    path, raw, consumer, *descriptors = arguments
+    ledger, condemned, control = map(int, descriptors)
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
-    app = find_app(path)
-    ledger = Ledger(options.threads + options.async_slots, int(ledger_fd))
-    return run_child(app, options, consumer, ledger, int(control_fd), timed_out)
+    slots = options.threads + options.async_slots
+    return run_child(
+        lambda: find_app(path),
+        options,
+        consumer,
+        Ledger(slots, ledger),
+        Condemned(condemned),
+        control,
+    )
 
 
 def run_child(
-    app: Taskline,
+    find: Callable[[], Taskline],
     options: WorkerOptions,
     consumer: str,
     ledger: Ledger,
+    condemned: Condemned,
     control: int,
-    timed_out: Sequence[str],
 ) -> int:
-    """Be one child of a supervisor; returns the exit code."""
-    worker = Worker(app, options, consumer=consumer, ledger=ledger, timed_out=timed_out)
-    return worker.run(control)
+    """Be one child of a supervisor, with the app that `find` returns; returns the exit code."""
+    try:
+        worker = Worker(find(), options, consumer=consumer, ledger=ledger, condemned=condemned)
+        return worker.run(control)
+    except ConfigurationError as error:
+        log.critical("%s", error)
+        return MISCONFIGURED
+    except TasklineError as error:
+        log.critical("%s", error)
+    except BaseException:
+        log.critical("a worker process failed", exc_info=True)
+    return 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from taskline.backends.base import Backend
 from taskline.errors import TransportError
-from taskline.message import Delivery
+from taskline.message import Delivery, Message
 from taskline.transports.base import Transport
 from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
 
@@ -118,9 +118,11 @@ class Settlements:
     def _replace(self) -> None:
         jobs = self._pending[REPLACE]
         self._store(jobs)
-        early = [job.successor for job in jobs if job.early and job.successor is not None]
+        early = [job for job in jobs if job.early]
         if early:
-            self._transport.send(early)
+            self._transport.send([job.successor for job in early if job.successor is not None])
+            for job in early:
+                job.successor = None
         pairs = [
             (job.delivery, job.successor)
             for job in jobs
@@ -137,6 +139,10 @@ class Settlements:
         self._settled(BURY, jobs, self._transport.bury(burials))
 
     def _release(self) -> None:
+        early = [job for job in self._pending[RELEASE] if job.early]
+        if early:
+            self._pending[RELEASE] = [job for job in self._pending[RELEASE] if not job.early]
+            self._send_back(early)
         by_delay: dict[float, list[Job]] = {}
         for job in self._pending[RELEASE]:
             by_delay.setdefault(job.delay, []).append(job)
@@ -146,6 +152,16 @@ class Settlements:
                 # Lost or not: it is not ours any more, which is what was wanted.
                 self.held.pop(job.delivery, None)
         self._pending[RELEASE] = []
+
+    def _send_back(self, jobs: list[Job]) -> None:
+        """Send acknowledged jobs anew that were not begun. Once: a repetition might run twice."""
+        messages = [
+            Message(job.header, job.delivery.frame) for job in jobs if job.header is not None
+        ]
+        try:
+            self._transport.send(messages)
+        except TransportError as error:
+            log.error('%d tasks with ack="early" may be lost: %s', len(messages), error)
 
     def _store(self, jobs: list[Job]) -> None:
         if self._backend is None:

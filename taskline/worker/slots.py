@@ -28,13 +28,17 @@ log = logging.getLogger("taskline.worker")
 INTERRUPT_SIGNAL = signal.SIGUSR1
 """Sent to the main thread's own slot, to interrupt a system call that blocks."""
 
+CANCELLED_HAS = 1.0
+"""Seconds that coroutines have to end once the worker stops without them."""
+
 
 class Exchange:
     """What the I/O thread and the slots share.
 
     `ready` carries jobs to the thread slots, `done` brings them back. `wake` is
     the I/O thread's; a slot calls it when it has nothing left to do, and also
-    after each job while `waiting` says that the I/O thread sleeps long.
+    after each job while `waiting` says that the I/O thread sleeps long, and as it
+    begins one whose time limit comes before `looks_at`.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -42,8 +46,25 @@ class Exchange:
         self.done: deque[Job] = deque()
         self.wake = wake
         self.waiting = False
+        self.looks_at = 0.0
+        """When the I/O thread looks at the running jobs next, by the monotonic clock."""
         self.taken = 0
         """Counts the jobs that slots took; the I/O thread watches it move."""
+
+    def take_back(self, *, early: bool = False) -> list[Job]:
+        """Take the jobs that no slot has begun; those acknowledged before only with `early`."""
+        jobs: list[Job] = []
+        kept: list[Job] = []
+        while True:
+            try:
+                job = self.ready.get_nowait()
+            except Empty:
+                break
+            if job is not None and not job.lost:
+                (kept if job.early and not early else jobs).append(job)
+        for job in kept:
+            self.ready.put(job)
+        return jobs
 
 
 class ThreadSlot:
@@ -62,6 +83,7 @@ class ThreadSlot:
         self._in_main = False
         self._lock = threading.Lock()
         self._pending: tuple[Job, BaseException] | None = None
+        self._raised: BaseException | None = None
 
     def loop(self) -> None:
         """Take and run jobs until a None is taken."""
@@ -73,14 +95,18 @@ class ThreadSlot:
             try:
                 if self._run_until_stopped():
                     return
-            except (SoftTimeout, TaskRevoked, TaskTimeout) as stray:
-                # An interrupt that arrived between the task's last line and ours.
+            except Exception as error:
                 job, self._pending = self.current, None
-                if job is not None and not job.abandoned:
-                    if not job.verdict:
-                        self._runner.failed(job, stray)
-                    self._exchange.done.append(job)
-                    self._exchange.wake()
+                if job is None:
+                    raise
+                if not job.verdict and not job.abandoned:
+                    if isinstance(error, (SoftTimeout, TaskRevoked, TaskTimeout)):
+                        # An interrupt that arrived between the task's last line and ours.
+                        self._runner.failed(job, error)
+                    else:
+                        self._runner.broken(job, error)
+                self._exchange.done.append(job)
+                self._exchange.wake()
 
     def _run_until_stopped(self) -> bool:
         exchange = self._exchange
@@ -101,15 +127,17 @@ class ThreadSlot:
             exchange.taken += 1
             if job.lost:
                 continue
-            if job.revoked:
-                self._runner.revoked(job)
+            now = clock.time()
+            if not may_begin(job, now, self._runner):
                 done.append(job)
                 continue
-            begin_limits(job, clock)
+            first_limit = begin_limits(job, clock)
             if ledger is not None:
                 ledger.start(self.index, job.delivery.id, clock.monotonic(), job.deadline)
-            job.started = clock.time()
+            job.started = now
             self.current = job
+            if first_limit and first_limit < exchange.looks_at:
+                exchange.wake()
             run(job)
             if self._pending is not None:
                 self._clear_interrupt()
@@ -124,7 +152,7 @@ class ThreadSlot:
         thread it takes effect at the next line of Python.
         """
         with self._lock:
-            if self.current is not job or job.verdict or self._pending is not None:
+            if self.current is not job or job.verdict:
                 return
             self._pending = (job, error)
             assert self._thread is not None
@@ -135,7 +163,10 @@ class ThreadSlot:
 
     def _on_signal(self, signum: int, frame: object) -> None:
         pending = self._pending
-        if pending is not None and self.current is pending[0] and not pending[0].verdict:
+        if pending is None or self.current is not pending[0] or pending[0].verdict:
+            return
+        if pending[1] is not self._raised:
+            self._raised = pending[1]
             raise pending[1]
 
     def _clear_interrupt(self) -> None:
@@ -157,14 +188,20 @@ class AsyncSlots:
         ledger: Ledger | None,
         clock: Clock,
     ) -> None:
-        import asyncio
-
         self.running: dict[Job, asyncio.Task[None] | None] = {}
+        self.places: dict[Job, int] = {}
         self._free = list(range(first, first + slots))
         self._exchange = exchange
         self._runner = runner
         self._ledger = ledger
         self._clock = clock
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Start the event loop."""
+        import asyncio
+
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="taskline-async", daemon=True
@@ -180,30 +217,38 @@ class AsyncSlots:
         """Run these jobs; there must be idle slots for them. For the I/O thread."""
         for job in jobs:
             self.running[job] = None
-        places = [self._free.pop() for _ in jobs]
-        self._loop.call_soon_threadsafe(self._begin, list(zip(jobs, places, strict=True)))
+            self.places[job] = self._free.pop()
+        self._loop.call_soon_threadsafe(self._begin, jobs)
 
-    def _begin(self, placed: list[tuple[Job, int]]) -> None:
-        for job, place in placed:
-            if job in self.running:
-                self.running[job] = self._loop.create_task(
-                    self._run(job, place), name=f"taskline-{job.delivery.id}"
-                )
+    def _begin(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.running[job] = self._loop.create_task(
+                self._run(job), name=f"taskline-{job.delivery.id}"
+            )
 
-    async def _run(self, job: Job, place: int) -> None:
-        begin_limits(job, self._clock)
-        if self._ledger is not None:
-            self._ledger.start(place, job.delivery.id, self._clock.monotonic(), job.deadline)
-        job.started = self._clock.time()
+    async def _run(self, job: Job) -> None:
+        exchange, place = self._exchange, self.places[job]
         try:
-            await self._runner.run_async(job)
+            now = self._clock.time()
+            if may_begin(job, now, self._runner):
+                first_limit = begin_limits(job, self._clock)
+                if self._ledger is not None:
+                    self._ledger.start(
+                        place, job.delivery.id, self._clock.monotonic(), job.deadline
+                    )
+                job.started = now
+                if first_limit and first_limit < exchange.looks_at:
+                    exchange.wake()
+                await self._runner.run_async(job)
+        except Exception as error:
+            self._runner.broken(job, error)
         finally:
             if self._ledger is not None:
                 self._ledger.clear(place)
-            self.running.pop(job, None)
+            del self.running[job], self.places[job]
             self._free.append(place)
-            self._exchange.done.append(job)
-            self._exchange.wake()
+            exchange.done.append(job)
+            exchange.wake()
 
     def interrupt(self, job: Job) -> None:
         """Cancel the job's task; its outcome tells `job.interrupted`, not the cancellation."""
@@ -216,25 +261,58 @@ class AsyncSlots:
         self._loop.call_soon_threadsafe(cancel)
 
     def stop(self) -> None:
-        """End the event loop; tasks that still run are dropped where they stand."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=2.0)
+        """End the event loop. Tasks that still run are cancelled and have a moment to end."""
+        if self._thread is None:
+            return
+        import asyncio
+
+        async def end() -> None:
+            tasks = [task for task in self.running.values() if task is not None]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=CANCELLED_HAS)
+            self._loop.stop()
+
+        ending = asyncio.run_coroutine_threadsafe(end(), self._loop)
+        self._thread.join(timeout=2 * CANCELLED_HAS)
+        if self._thread.is_alive():  # a coroutine blocks the loop: it dies with the process
+            ending.cancel()
+        else:
+            self._loop.close()
 
 
-def begin_limits(job: Job, clock: Clock) -> None:
-    """Set a job's time limits as it starts, from its header or else its task."""
+def may_begin(job: Job, now: float, runner: Runner) -> bool:
+    """False, with a verdict, for a job that was revoked or has expired while it waited."""
+    header = job.header
+    assert header is not None
+    if job.revoked:
+        runner.revoked(job)
+    elif header.expires is not None and header.expires <= now:
+        runner.expired(job)
+    else:
+        return True
+    return False
+
+
+def begin_limits(job: Job, clock: Clock) -> float:
+    """Set a job's time limits as it starts, from its header or else its task.
+
+    Returns the first of them, by the monotonic clock; 0 when there is none.
+    """
     header, task = job.header, job.task
     assert header is not None
     assert task is not None
     timeout = header.timeout if header.timeout is not None else task.timeout
     soft = header.soft_timeout if header.soft_timeout is not None else task.soft_timeout
     if timeout is None and soft is None:
-        return
+        return 0.0
     now = clock.monotonic()
     if timeout is not None:
         job.deadline = now + timeout
     if soft is not None:
         job.soft_deadline = now + soft
+    return min(job.deadline or job.soft_deadline, job.soft_deadline or job.deadline)
 
 
 def _raise_in(thread: int, kind: type[BaseException] | None) -> None:

@@ -23,10 +23,10 @@ from typing import NoReturn
 import msgspec
 
 from taskline.app import Taskline
-from taskline.errors import ConfigurationError, TasklineError, TransportError
-from taskline.worker.ledger import Ledger
+from taskline.errors import ConfigurationError, TransportError
+from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
-from taskline.worker.process import RECYCLED, STOP, STOP_NOW, run_child
+from taskline.worker.process import MISCONFIGURED, RECYCLED, STOP, STOP_NOW, run_child
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -39,7 +39,6 @@ QUICK_DEATH = 2.0
 """Seconds; a process that did not live longer died young."""
 QUICK_DEATHS_FREE = 5
 """Young deaths in a row, of processes that had reached their broker, before replacement waits."""
-MISCONFIGURED = 2
 
 
 class Child:
@@ -54,8 +53,6 @@ class Child:
         self.quick_deaths = 0
         self.started_at = 0.0
         self.start_at = 0.0
-        self.timed_out: list[str] = []
-        """Tasks that the process was killed for: its successor ends them, it does not run them."""
 
 
 class Supervisor:
@@ -68,6 +65,7 @@ class Supervisor:
         self._clock = app.clock
         self._grace = app.settings.grace if self.options.grace is None else self.options.grace
         self._children: list[Child] = []
+        self._condemned = Condemned()
         self._to_recover: list[tuple[str, list[str]]] = []
         self._recover_at = 0.0
         self._signals = 0
@@ -165,11 +163,10 @@ class Supervisor:
             if not child.pid:
                 self._be_child(child, options, read_end)
         os.close(read_end)
-        child.timed_out = []
         log.info("process %d started", child.pid)
 
     def _spawn(self, child: Child, options: WorkerOptions, read_end: int) -> int:
-        fds = (child.ledger.fileno(), read_end)
+        fds = (child.ledger.fileno(), self._condemned.fileno(), read_end)
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -179,7 +176,6 @@ class Supervisor:
                 msgspec.json.encode(options).decode(),
                 child.consumer,
                 *map(str, fds),
-                *child.timed_out,
             ],
             pass_fds=fds,
         )
@@ -197,15 +193,8 @@ class Supervisor:
                 if other.control >= 0:
                     os.close(other.control)
             code = run_child(
-                self.app, options, child.consumer, child.ledger, read_end, child.timed_out
+                lambda: self.app, options, child.consumer, child.ledger, self._condemned, read_end
             )
-        except ConfigurationError as error:
-            log.critical("%s", error)
-            code = MISCONFIGURED
-        except TasklineError as error:
-            log.critical("%s", error)
-        except BaseException:
-            log.critical("a worker process failed", exc_info=True)
         finally:
             logging.shutdown()
             sys.stdout.flush()
@@ -228,8 +217,8 @@ class Supervisor:
         os.close(child.control)
         child.control = -1
         now = self._clock.monotonic()
-        if code not in (0, RECYCLED):
-            started = [running.id for running in child.ledger.running()]
+        started = [running.id for running in child.ledger.running()]
+        if started or code not in (0, RECYCLED):
             self._to_recover.append((child.consumer, started))
             self._recover_at = now
         if code == MISCONFIGURED and not child.ledger.ready:
@@ -285,7 +274,7 @@ class Supervisor:
                     running.id,
                     child.pid,
                 )
-                child.timed_out.append(running.id)
+                self._condemned.add(running.id)
                 os.kill(child.pid, signal.SIGKILL)
                 return
 

@@ -11,6 +11,7 @@ from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
 from taskline.worker.execute import Job, Runner
+from taskline.worker.ledger import Ledger
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 
@@ -23,7 +24,7 @@ TIMED_OUT_HAS, REVOKED_HAS = 0.3, 1.0
 
 
 class Watch:
-    """Looks at the running jobs when `tick` is called."""
+    """Looks at the running jobs when it is called."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Watch:
         exchange: Exchange,
         slots: list[ThreadSlot],
         async_slots: AsyncSlots | None,
+        ledger: Ledger | None,
         clock: Clock,
     ) -> None:
         self._runner = runner
@@ -41,11 +43,11 @@ class Watch:
         self._exchange = exchange
         self._slots = slots
         self._async_slots = async_slots
+        self._ledger = ledger
         self._clock = clock
         self._cursor = 0
         self._next_look = 0.0
         self.revoked: set[str] = set()
-        self._terminate: set[str] = set()
         self.recycle = ""
         """Why the process must be replaced: given-up code still runs in it."""
 
@@ -56,10 +58,8 @@ class Watch:
             jobs.extend(list(self._async_slots.running))
         return [job for job in jobs if not job.verdict and not job.abandoned]
 
-    def tick(self, running: Iterable[Job], now: float) -> None:
-        """Do what is due; `now` is the monotonic clock's."""
-        wall = self._clock.time()
-        started = []
+    def enforce(self, running: Iterable[Job], now: float) -> None:
+        """Interrupt what is over its time limit or revoked; `now` is the monotonic clock's."""
         for job in running:
             if not job.started:
                 continue
@@ -67,18 +67,25 @@ class Watch:
                 self._time_out(job, now)
             elif job.soft_deadline and now >= job.soft_deadline:
                 job.soft_deadline = 0.0
-                limit = wall - job.started
+                limit = self._clock.time() - job.started
                 self._interrupt(job, SoftTimeout(f"the soft time limit passed after {limit:.1f} s"))
             elif job.terminate and not job.lost:
                 self._stop_revoked(job, now)
-            if self._backend is not None and not job.marked and wall - job.started > STARTED_AFTER:
+
+    def show(self, running: Iterable[Job]) -> None:
+        """Store that these jobs run, once each has run for a while."""
+        if self._backend is None:
+            return
+        before = self._clock.time() - STARTED_AFTER
+        fresh = [job for job in running if not job.marked and job.started and job.started < before]
+        if fresh:
+            shown = map(self._runner.showing, fresh)
+            self._backend.store([outcome for outcome in shown if outcome is not None])
+            for job in fresh:
                 job.marked = True
-                started.append(self._runner.showing(job))
-        if started and self._backend is not None:
-            self._backend.store(started)
 
     def next_due(self, running: Iterable[Job], until: float) -> float:
-        """The moment, not after `until`, at which `tick` has something to do."""
+        """The moment, not after `until`, at which `enforce` has something to do."""
         for job in running:
             for moment in (job.deadline, job.soft_deadline):
                 if moment:
@@ -91,16 +98,16 @@ class Watch:
             return
         self._next_look = now + LOOK_EVERY
         self._cursor, fresh = self._backend.revoked(self._cursor)
-        for revocation in fresh:
-            self.revoked.add(revocation.id)
-            if revocation.terminate:
-                self._terminate.add(revocation.id)
-        if fresh:
-            for job in self.running():
-                job.terminate = job.delivery.id in self._terminate
-            for job in self._settlements.held.values():
-                if job.delivery.id in self.revoked and not job.started:
-                    job.revoked = True
+        if not fresh:
+            return
+        self.revoked.update(revocation.id for revocation in fresh)
+        terminate = {revocation.id for revocation in fresh if revocation.terminate}
+        for job in self.running():
+            if job.delivery.id in terminate:
+                job.terminate = True
+        for job in self._settlements.held.values():
+            if job.delivery.id in self.revoked and not job.started:
+                job.revoked = True
 
     def _interrupt(self, job: Job, error: Exception) -> None:
         job.interrupted = error
@@ -126,10 +133,22 @@ class Watch:
                 job, TaskTimeout(f"the task ran longer than its timeout of {job.limit or 0:g} s")
             )
             return
+        if job.verdict:  # it ended just now
+            return
         twin = job.abandon()
         held = self._settlements.held
         if job.delivery in held:
             held[job.delivery] = twin
         self._runner.failed(twin, job.interrupted)
         self._exchange.done.append(twin)
+        self._pardon(job)
         self.recycle = f"task {job.delivery.id} did not end when it was told to"
+
+    def _pardon(self, job: Job) -> None:
+        """Keep the supervisor from killing the process, and this job's neighbours, for it."""
+        if self._ledger is not None:
+            places = [slot.index for slot in self._slots if slot.current is job]
+            if self._async_slots is not None and job in self._async_slots.places:
+                places.append(self._async_slots.places[job])
+            for place in places:
+                self._ledger.pardon(place)

@@ -89,4 +89,4 @@ def spread_of(runs: list[Figures]) -> str:
     if not runs[0]:
         return "cannot"
     key = next(iter(runs[0]))
-    return "/".join(f"{run[key]:,.4g}" for run in runs)
+    return "/".join(f"{run[key]:,.0f}" if run[key] >= 100 else f"{run[key]:.3g}" for run in runs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import taskline
@@ -42,3 +44,15 @@ def test_import_leaves_out_what_is_loaded_when_used() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert set(HEAVY) & set(run.stdout.split()) == set()
+
+
+def test_every_entry_point_can_be_loaded() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    groups = config["options.entry_points"]
+    assert set(groups) == {"console_scripts", "pytest11"}
+    for group, text in groups.items():
+        for line in text.strip().splitlines():
+            name, _, value = (part.strip() for part in line.partition("="))
+            point = importlib.metadata.EntryPoint(name, value, group)
+            assert point.load() is not None

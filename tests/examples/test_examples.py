@@ -59,6 +59,17 @@ def test_program_prints_what_it_says(name: str, tmp_path: Path) -> None:
     assert (program.stdout, program.stderr) == (promised(tmp_path / f"{name}.py"), "")
 
 
+def test_the_examples_of_tests_pass() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py"],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout
+
+
 def test_every_example_is_in_the_table() -> None:
     table = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.glob("*.py"):

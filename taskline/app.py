@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from taskline.backends.base import Backend
+    from taskline.backends.keys import KeyStore
+    from taskline.kv import KeyValues
+    from taskline.lock import Lock
     from taskline.options import SendOptions, TaskOptions
     from taskline.transports.base import Transport
     from taskline.waiters import Waiters
@@ -261,6 +264,42 @@ class Taskline:
     def AsyncResult(self, id: str) -> AsyncResult[Any]:  # noqa: N802
         """The result of a task that was sent before, perhaps by another process."""
         return AsyncResult(self, id, final=self._finished.get(id))
+
+    # Locks and keys
+
+    def lock(self, name: str, *, ttl: float | None = None, timeout: float | None = None) -> Lock:
+        """A lock that all who use the result backend share: `with app.lock("stock:42"): ...`.
+
+        `ttl`: seconds after which it is free again unless its holder renews it, by
+        default the setting `lease`. `timeout`: seconds to wait for it, by default for
+        ever. Raises `ConfigurationError` when the app has no result backend.
+        """
+        from taskline.lock import Lock
+
+        self._check_keys()
+        ttl = self.settings.lease if ttl is None else ttl
+        return Lock(name, self._keys, self.clock, ttl=ttl, timeout=timeout)
+
+    @property
+    def kv(self) -> KeyValues:
+        """Values by key, and counters, that all who use the result backend share.
+
+        Raises `ConfigurationError` when the app has no result backend.
+        """
+        from taskline.kv import KeyValues
+
+        self._check_keys()
+        return KeyValues(self._keys, self.settings.max_message_size)
+
+    def _check_keys(self) -> None:
+        if self.settings.backend is None:
+            raise ConfigurationError(
+                f"the app {self.name} has no result backend, which keeps locks and keys: give it "
+                f'one, such as Taskline(..., backend="sqlite:///results.db")'
+            )
+
+    def _keys(self) -> KeyStore:
+        return self.require_backend().keys()
 
     # Connections
 

@@ -102,7 +102,15 @@ class TaskExpired(TasklineError):
 
 
 class LeaseLost(TasklineError):
-    """The delivery belongs to another worker now; this run's outcome is dropped."""
+    """A lease has ended, and what it was for may be another's now.
+
+    That of a delivery: this run's outcome is dropped. That of a lock: what was done
+    since may have met what the next holder did.
+    """
+
+
+class LockTimeout(TasklineError, TimeoutError):
+    """`with app.lock(...)` waited as long as it was told to, and another held the lock."""
 
 
 class Retry(TasklineError):

@@ -14,6 +14,7 @@ from taskline.errors import ConfigurationError
 from taskline.policy import RetryPolicy
 
 _NAME_LENGTH = 200
+_KEY_LENGTH = 512
 
 
 class TaskOptions(TypedDict, total=False):
@@ -119,6 +120,20 @@ def identifier(option: str, value: object) -> str:
     if len(name) > _NAME_LENGTH or not name.isprintable() or any(map(str.isspace, name)):
         raise ConfigurationError(
             f"{option}={name[:_NAME_LENGTH]!r}: must be 1 to {_NAME_LENGTH} characters, no blanks"
+        )
+    return name
+
+
+def key_name(option: str, value: object) -> str:
+    """A name of a lock or a key: any text of 1 to 512 bytes in UTF-8."""
+    name = text(option, value)
+    try:
+        fits = len(name.encode()) <= _KEY_LENGTH
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise ConfigurationError(
+            f"{option}={name[:_NAME_LENGTH]!r}: must be 1 to {_KEY_LENGTH} bytes of UTF-8"
         )
     return name
 

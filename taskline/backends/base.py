@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from taskline.backends.keys import KeyStore
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.errors import ConfigurationError
+from taskline.errors import ConfigurationError, NotSupported
 from taskline.message import Outcome
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class Backend(ABC):
 
         The set ends `ttl` seconds after its last member was added.
         """
+
+    def keys(self) -> KeyStore:
+        """Locks, keys and counters. Raises `NotSupported` when this backend keeps none."""
+        raise NotSupported(
+            f"the {self.scheme} backend keeps no locks and no keys: use one that does, "
+            "such as sqlite:///file.db"
+        )
 
     @abstractmethod
     def ping(self) -> None:

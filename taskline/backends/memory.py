@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskline.backends.base import Backend, Revocation
+from taskline.backends.keys import KeyStore
+from taskline.backends.memory_keys import MemoryKeys, Room
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import BackendError
 from taskline.message import FINAL_STATES, Outcome
@@ -44,6 +46,7 @@ class _Store:
         self.revocations: list[tuple[int, float, Revocation]] = []
         self.cursor = 0
         self.members: dict[str, tuple[set[str], float]] = {}
+        self.keys = Room()
 
     def keep(self, outcome: Outcome, end: float) -> None:
         self.outcomes[outcome.id] = (outcome, end)
@@ -95,6 +98,7 @@ class MemoryBackend(Backend):
         self._waiter = _Waiter()
         self._interrupted = False
         self._closed = False
+        self._keys = MemoryKeys(self._store.keys, clock, self._check_open)
 
     @classmethod
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
@@ -196,6 +200,9 @@ class MemoryBackend(Backend):
             store.members[key] = (members, now + ttl)
             return len(members)
 
+    def keys(self) -> KeyStore:
+        return self._keys
+
     def ping(self) -> None:
         self._check_open()
 
@@ -218,6 +225,8 @@ class MemoryBackend(Backend):
             store.members = {
                 key: (members, end) for key, (members, end) in store.members.items() if end > now
             }
+        with store.keys.lock:
+            store.keys.sweep(now)
 
     def close(self) -> None:
         with self._store.lock:

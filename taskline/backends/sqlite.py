@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskline.backends.base import Backend, Revocation
+from taskline.backends.keys import KeyStore
+from taskline.backends.sqlite_keys import SQLiteKeys
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import BackendError
 from taskline.message import FINAL_STATES, Outcome
@@ -34,6 +36,8 @@ _ENDED = """
     SELECT EXISTS (SELECT 1 FROM outcomes WHERE expires <= ?)
         OR EXISTS (SELECT 1 FROM revocations WHERE expires <= ?)
         OR EXISTS (SELECT 1 FROM counters WHERE expires <= ?)
+        OR EXISTS (SELECT 1 FROM keys WHERE expires <= ?)
+        OR EXISTS (SELECT 1 FROM locks WHERE expires <= ?)
 """
 
 
@@ -48,6 +52,7 @@ class SQLiteBackend(Backend):
         self._database = Database(location, BackendError)
         self._bell = Bell(location.path)
         self._waiter = Waiter(self._database, OUTCOMES)
+        self._keys = SQLiteKeys(self._database, self._bell, clock)
         self._cursor = 0
         self._watched: set[str] = set()
         """Ids that were not final when the outcomes up to the cursor were read."""
@@ -155,6 +160,9 @@ class SQLiteBackend(Backend):
 
         return self._database.write(work)
 
+    def keys(self) -> KeyStore:
+        return self._keys
+
     def ping(self) -> None:
         self._database.ping()
 
@@ -165,14 +173,14 @@ class SQLiteBackend(Backend):
     def maintain(self) -> None:
         """Delete what has expired, a bounded part of it at a time."""
         now = self.clock.time()
-        if self._database.read(lambda db: db.execute(_ENDED, (now, now, now)).fetchone()[0]):
+        if self._database.read(lambda db: db.execute(_ENDED, (now,) * 5).fetchone()[0]):
             self._database.write(lambda db: self._sweep(db, now))
         self._database.maintain()
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
-        for table in ("outcomes", "revocations"):
-            ended = f"SELECT seq FROM {table} WHERE expires <= ? ORDER BY expires LIMIT ?"
-            db.execute(f"DELETE FROM {table} WHERE seq IN ({ended})", (now, _SWEEP_LIMIT))
+        for table in ("outcomes", "revocations", "keys", "locks"):
+            ended = f"SELECT rowid FROM {table} WHERE expires <= ? ORDER BY expires LIMIT ?"
+            db.execute(f"DELETE FROM {table} WHERE rowid IN ({ended})", (now, _SWEEP_LIMIT))
         row = db.execute("SELECT key FROM counters WHERE expires <= ? LIMIT 1", (now,)).fetchone()
         if row is not None:
             some = "SELECT member FROM members WHERE key = ?1 LIMIT ?2"

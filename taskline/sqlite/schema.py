@@ -89,6 +89,26 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
     ),
     ("CREATE INDEX dead_queue ON dead (queue, seq)",),
+    (
+        """
+        CREATE TABLE keys (
+            seq INTEGER PRIMARY KEY,
+            key TEXT NOT NULL UNIQUE,
+            value BLOB NOT NULL,
+            expires REAL
+        )
+        """,
+        "CREATE INDEX keys_expires ON keys (expires) WHERE expires IS NOT NULL",
+        # AUTOINCREMENT: the greatest fence is remembered when its lock is free again.
+        """
+        CREATE TABLE locks (
+            fence INTEGER PRIMARY KEY AUTOINCREMENT,
+            name TEXT NOT NULL UNIQUE,
+            token TEXT NOT NULL,
+            expires REAL NOT NULL
+        )
+        """,
+    ),
 )
 """`STEPS[n]` brings layout n to layout n + 1; an empty file has layout 0. Only ever append."""
 

@@ -33,6 +33,8 @@ MESSAGES = "q"
 """Who waits for messages."""
 OUTCOMES = "r"
 """Who waits for outcomes."""
+LOCKS = "l"
+"""Who waits for locks, whose names stand where else queues do."""
 
 POLL = 0.02
 """Seconds between two looks at the file where there are no FIFOs."""

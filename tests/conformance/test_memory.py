@@ -8,6 +8,7 @@ from taskline.backends import memory as backends
 from taskline.backends.memory import MemoryBackend
 from taskline.clock import Clock
 from taskline.testing.backend_suite import BackendConformance
+from taskline.testing.key_suite import KeyStoreConformance
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports import memory as transports
 from taskline.transports.memory import MemoryTransport
@@ -24,6 +25,16 @@ class TestMemoryTransport(TransportConformance):
 
 
 class TestMemoryBackend(BackendConformance):
+    @pytest.fixture
+    def make_backend(
+        self, request: pytest.FixtureRequest
+    ) -> Iterator[Callable[[Clock], MemoryBackend]]:
+        name = request.node.nodeid
+        yield lambda clock: MemoryBackend(name, clock)
+        backends.forget(name)
+
+
+class TestMemoryKeys(KeyStoreConformance):
     @pytest.fixture
     def make_backend(
         self, request: pytest.FixtureRequest

@@ -8,6 +8,7 @@ import pytest
 from taskline.backends.sqlite import SQLiteBackend
 from taskline.clock import Clock
 from taskline.testing.backend_suite import BackendConformance
+from taskline.testing.key_suite import KeyStoreConformance
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.sqlite import SQLiteTransport
 
@@ -46,3 +47,10 @@ class TestSQLiteBackend(BackendConformance):
 
 class TestFullyDurableSQLiteBackend(TestSQLiteBackend):
     durability = "full"
+
+
+class TestSQLiteKeys(KeyStoreConformance):
+    @pytest.fixture
+    def make_backend(self, tmp_path: Path) -> Callable[[Clock], SQLiteBackend]:
+        spec = url(tmp_path / "results.db", "normal")
+        return lambda clock: SQLiteBackend.from_spec(spec, clock)

@@ -1,0 +1,419 @@
+"""The conformance suite for key stores: what a backend's `keys()` gives.
+
+    class TestPigeonLoftKeys(KeyStoreConformance):
+        @pytest.fixture
+        def make_backend(self, tmp_path):
+            return lambda clock: PigeonLoft(tmp_path / "loft", clock)
+
+Each sentence of `taskline.backends.keys` is a test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from typing import TypeAlias
+
+import pytest
+
+from taskline.backends.base import Backend
+from taskline.backends.keys import GREATEST, SMALLEST, KeyStore, Lease
+from taskline.clock import SYSTEM_CLOCK, Clock
+from taskline.errors import BackendError
+from taskline.testing.cases.base import Running, Suite
+
+MakeBackend: TypeAlias = Callable[[Clock], Backend]
+Connect: TypeAlias = Callable[..., KeyStore]
+
+LONG = 600.0
+"""Seconds: longer than any test lasts."""
+
+NAMES = ["a", "a b", "a%'\"ü\n", "a:*{b}[c]?\\", "0", "é" * 256, "\0"]
+"""Names that a store must keep apart, and take as they are."""
+
+
+class KeyStoreSuite(Suite):
+    """Connections to one store."""
+
+    @pytest.fixture
+    def make_backend(self) -> MakeBackend:
+        """A function of a clock that opens one more connection to the test's own empty store."""
+        raise NotImplementedError("override the fixture make_backend: see docs/testing.md")
+
+    @pytest.fixture
+    def backends(self, make_backend: MakeBackend) -> Iterator[Callable[[Clock], Backend]]:
+        """Opens one more backend, which is closed after the test."""
+        made: list[Backend] = []
+
+        def connect(with_clock: Clock) -> Backend:
+            made.append(make_backend(with_clock))
+            return made[-1]
+
+        yield connect
+        while made:
+            made.pop().close()
+
+    @pytest.fixture
+    def connect(self, backends: Callable[[Clock], Backend], clock: Clock) -> Connect:
+        """The key store of one more connection."""
+        return lambda with_clock=clock: backends(with_clock).keys()
+
+    @pytest.fixture
+    def store(self, connect: Connect) -> KeyStore:
+        return connect()
+
+    @pytest.fixture
+    def other(self, connect: Connect) -> KeyStore:
+        """A second connection to the same store."""
+        return connect()
+
+
+class Keys(KeyStoreSuite):
+    """Values by key."""
+
+    def test_a_key_holds_what_was_set_last(self, store: KeyStore, other: KeyStore) -> None:
+        assert store.get("a") is None
+        assert store.set("a", b"1", None)
+        assert other.get("a") == b"1"
+        assert other.set("a", b"2", LONG)
+        assert store.get("a") == b"2"
+
+    @pytest.mark.parametrize("value", [b"", b"\0\n\xff", bytes(range(256)) * 4096])
+    def test_a_value_is_any_bytes(self, store: KeyStore, value: bytes) -> None:
+        store.set("a", value, LONG)
+        assert store.get("a") == value
+
+    def test_keys_of_any_text_are_kept_apart(self, store: KeyStore, other: KeyStore) -> None:
+        for number, key in enumerate(NAMES):
+            assert store.set(key, b"%d" % number, LONG, if_absent=True), key
+        assert [other.get(key) for key in NAMES] == [b"%d" % number for number in range(len(NAMES))]
+        assert other.delete(NAMES[0])
+        assert [store.get(key) is None for key in NAMES] == [True] + [False] * (len(NAMES) - 1)
+
+    def test_a_key_is_set_if_absent(self, store: KeyStore, other: KeyStore, clock: Clock) -> None:
+        assert store.set("a", b"1", self.span, if_absent=True)
+        assert not other.set("a", b"2", LONG, if_absent=True)
+        assert other.get("a") == b"1"
+        # Nor did the second one prolong it.
+        self.after(clock, self.span, lambda: other.get("a") is None)
+        assert other.set("a", b"3", None, if_absent=True)
+        assert not store.set("a", b"4", None, if_absent=True)
+        assert store.get("a") == b"3"
+
+    def test_of_many_who_set_if_absent_one_does(self, connect: Connect) -> None:
+        def take(through: KeyStore, me: bytes) -> list[int]:
+            return [n for n in range(30) if through.set(f"{n}", me, LONG, if_absent=True)]
+
+        running = [self.in_thread(partial(take, connect(), b"%d" % me)) for me in range(4)]
+        taken = [number for each in running for number in each.result()]
+        assert sorted(taken) == list(range(30))
+
+    def test_a_deleted_key_is_gone(self, store: KeyStore, other: KeyStore) -> None:
+        store.set("a", b"1", LONG)
+        assert other.delete("a")
+        assert store.get("a") is None
+        assert store.ttl("a") is None
+        assert not store.delete("a")
+        assert not store.delete("unheard-of")
+
+    def test_a_key_ends_after_its_ttl(
+        self, store: KeyStore, backends: Callable[[Clock], Backend], clock: Clock
+    ) -> None:
+        store.set("a", b"1", self.span)
+        store.set("b", b"1", None)
+        self.after(clock, self.span, lambda: store.get("a") is None)
+        assert store.ttl("a") is None
+        assert not store.expire("a", LONG)
+        assert not store.delete("a")
+        backends(clock).maintain()
+        assert store.get("a") is None
+        assert store.get("b") == b"1"
+
+    def test_ttls_are_told_and_changed(
+        self, store: KeyStore, other: KeyStore, clock: Clock
+    ) -> None:
+        store.set("a", b"1", LONG)
+        store.set("b", b"1", None)
+        assert LONG - 60 < (other.ttl("a") or 0) <= LONG
+        assert other.ttl("b") == math.inf
+        assert other.ttl("unheard-of") is None
+        assert other.expire("a", None)
+        assert store.ttl("a") == math.inf
+        assert other.expire("b", self.span)
+        assert not other.expire("unheard-of", LONG)
+        self.after(clock, self.span, lambda: store.get("b") is None)
+        assert store.get("a") == b"1"
+
+    def test_setting_a_key_anew_brings_a_new_ttl(self, store: KeyStore, clock: Clock) -> None:
+        store.set("a", b"1", self.span)
+        store.set("b", b"1", None)
+        store.set("a", b"2", None)
+        store.set("b", b"2", self.span)
+        self.after(clock, self.span, lambda: store.get("b") is None)
+        assert (store.get("a"), store.ttl("a")) == (b"2", math.inf)
+
+    def test_keys_outlive_the_connection(
+        self, backends: Callable[[Clock], Backend], clock: Clock
+    ) -> None:
+        first = backends(clock)
+        first.keys().set("a", b"1", LONG)
+        first.close()
+        assert backends(clock).keys().get("a") == b"1"
+
+
+class Counters(KeyStoreSuite):
+    """Numbers that are counted up and down."""
+
+    def test_a_counter_begins_at_nothing(self, store: KeyStore, other: KeyStore) -> None:
+        assert store.increment("a", 1, None) == 1
+        assert other.increment("a", 41, LONG) == 42
+        assert store.increment("a", -50, None) == -8
+        assert store.increment("a", 0, None) == -8
+        assert store.increment("b", 5, LONG) == 5
+        assert store.get("a") == b"-8"
+        assert store.ttl("a") == math.inf
+
+    def test_what_was_set_is_counted_on(self, store: KeyStore) -> None:
+        store.set("a", b"41", LONG)
+        assert store.increment("a", 1, None) == 42
+        assert LONG - 60 < (store.ttl("a") or 0) <= LONG
+
+    def test_a_counter_ends_when_its_window_does(
+        self, store: KeyStore, other: KeyStore, clock: Clock
+    ) -> None:
+        """The ttl is that of the first call: calls that follow do not prolong the window."""
+        assert store.increment("a", 1, self.span) == 1
+        self.let_pass(clock, self.span / 2)
+        assert other.increment("a", 1, LONG) == 2
+        self.after(clock, self.span / 2, lambda: store.get("a") is None)
+        assert other.increment("a", 1, self.span) == 1
+        self.after(clock, self.span, lambda: store.get("a") is None)
+
+    @pytest.mark.parametrize("value", [b"", b"x", b'"1"', b"1.5", b"[1]", b"null", b"\xff"])
+    def test_only_numbers_are_counted(self, store: KeyStore, value: bytes) -> None:
+        store.set("hits", value, None)
+        with pytest.raises(BackendError, match="'hits' holds no whole number") as caught:
+            store.increment("hits", 1, None)
+        assert not caught.value.retryable
+        assert store.get("hits") == value
+
+    @pytest.mark.parametrize(("most", "by"), [(GREATEST, 1), (SMALLEST, -1)])
+    def test_a_counter_has_64_bits(self, store: KeyStore, most: int, by: int) -> None:
+        assert store.increment("hits", most - by, None) == most - by
+        assert store.increment("hits", by, None) == most
+        with pytest.raises(BackendError, match="'hits' would leave the range of 64 bits") as caught:
+            store.increment("hits", by, None)
+        assert not caught.value.retryable
+        assert store.get("hits") == b"%d" % most
+        # Also where the number itself is beyond it.
+        for wrong in (most + by, 1000 * most):
+            with pytest.raises(BackendError, match="'other' would leave the range of 64 bits"):
+                store.increment("other", wrong, None)
+        assert store.get("other") is None
+
+    def test_of_many_who_count_each_sees_another_number(self, connect: Connect) -> None:
+        def work(through: KeyStore) -> list[int]:
+            return [through.increment("a", 1, LONG) for _ in range(25)]
+
+        running = [self.in_thread(partial(work, connect())) for _ in range(4)]
+        assert sorted(n for each in running for n in each.result()) == list(range(1, 101))
+
+
+class Locks(KeyStoreSuite):
+    """Leases of locks, and their fences."""
+
+    def taken(self, store: KeyStore, name: str, token: str, ttl: float = LONG) -> Lease:
+        lease = store.acquire(name, token, ttl)
+        assert lease.token == token
+        return lease
+
+    def test_one_holds_a_lock(self, store: KeyStore, other: KeyStore) -> None:
+        assert store.holder("a") is None
+        lease = self.taken(store, "a", "me")
+        assert LONG - 60 < lease.left <= LONG
+        for held in (other.acquire("a", "you", 2 * LONG), other.holder("a")):
+            assert held is not None
+            assert (held.token, held.fence) == ("me", lease.fence)
+            assert LONG - 60 < held.left <= LONG
+
+    def test_who_holds_a_lock_and_asks_again_is_told_so(
+        self, store: KeyStore, other: KeyStore
+    ) -> None:
+        """A call that is repeated because its answer was lost takes nothing from the caller."""
+        lease = self.taken(store, "a", "me")
+        again = other.acquire("a", "me", 2 * LONG)
+        assert (again.token, again.fence) == ("me", lease.fence)
+        assert again.left <= LONG
+
+    def test_a_released_lock_is_free(self, store: KeyStore, other: KeyStore) -> None:
+        lease = self.taken(store, "a", "me")
+        assert store.release("a", "me")
+        assert store.holder("a") is None
+        assert other.holder("a") is None
+        assert self.taken(other, "a", "you").fence > lease.fence
+
+    def test_only_its_holder_releases_and_renews(self, store: KeyStore, other: KeyStore) -> None:
+        lease = self.taken(store, "a", "me")
+        assert not other.release("a", "you")
+        assert not other.renew("a", "you", 2 * LONG)
+        assert not other.release("unheard-of", "you")
+        assert not other.renew("unheard-of", "you", LONG)
+        held = store.holder("a")
+        assert held is not None
+        assert (held.token, held.fence) == ("me", lease.fence)
+        assert held.left <= LONG
+        assert store.release("a", "me")
+        assert not store.release("a", "me")
+
+    def test_locks_and_keys_of_any_text_are_kept_apart(
+        self, store: KeyStore, other: KeyStore
+    ) -> None:
+        for number, name in enumerate(NAMES):
+            self.taken(store, name, f"t{number}")
+            assert store.set(name, b"value", LONG, if_absent=True)
+        for number, name in enumerate(NAMES):
+            held = other.holder(name)
+            assert held is not None
+            assert held.token == f"t{number}"
+            assert other.delete(name)
+            assert other.release(name, f"t{number}")
+
+    def test_a_lease_ends_after_its_ttl(
+        self, store: KeyStore, other: KeyStore, clock: Clock
+    ) -> None:
+        lease = self.taken(store, "a", "me", self.span)
+        self.after(clock, self.span, lambda: other.holder("a") is None)
+        # It is over, though nobody has taken the lock.
+        assert not store.renew("a", "me", LONG)
+        assert not store.release("a", "me")
+        assert self.taken(other, "a", "you").fence > lease.fence
+        assert not store.renew("a", "me", LONG)
+        assert not store.release("a", "me")
+        assert other.release("a", "you")
+
+    def test_a_lock_is_taken_over_when_its_lease_ends(
+        self, store: KeyStore, other: KeyStore, clock: Clock
+    ) -> None:
+        lease = self.taken(store, "a", "me", self.span)
+        self.after(clock, self.span, lambda: other.acquire("a", "you", LONG).token == "you")
+        held = store.holder("a")
+        assert held is not None
+        assert held.fence > lease.fence
+
+    def test_a_renewed_lease_lasts(self, store: KeyStore, other: KeyStore, clock: Clock) -> None:
+        lease = self.taken(store, "a", "me", self.span)
+        self.let_pass(clock, self.span * 0.6)
+        assert store.renew("a", "me", self.span)
+        self.let_pass(clock, self.span * 0.6)
+        held = other.acquire("a", "you", LONG)
+        assert (held.token, held.fence) == ("me", lease.fence)
+        assert store.renew("a", "me", LONG)
+        held = other.holder("a")
+        assert held is not None
+        assert held.left > self.span
+        # It may also be cut short.
+        assert store.renew("a", "me", self.span)
+        self.after(clock, self.span, lambda: other.holder("a") is None)
+
+    def test_fences_grow(
+        self, store: KeyStore, other: KeyStore, backends: Callable[[Clock], Backend], clock: Clock
+    ) -> None:
+        """Also over what upkeep deletes, and as whole numbers that any language can hold."""
+        fences = []
+        numbers = count()
+        for _ in range(5):
+            for through in (store, other):
+                token = f"t{next(numbers)}"
+                fences.append(self.taken(through, "a", token, self.span).fence)
+                assert through.release("a", token)
+        self.taken(store, "a", "short", self.span)
+        self.after(clock, self.span, lambda: store.holder("a") is None)
+        backends(clock).maintain()
+        fences.append(self.taken(other, "a", "last").fence)
+        assert fences == sorted(set(fences))
+        assert all(type(fence) is int and 0 < fence < 2**53 for fence in fences)
+
+    def test_a_lock_outlives_the_connection(
+        self, backends: Callable[[Clock], Backend], clock: Clock
+    ) -> None:
+        first = backends(clock)
+        lease = self.taken(first.keys(), "a", "me")
+        first.close()
+        later = backends(clock).keys()
+        held = later.holder("a")
+        assert held is not None
+        assert (held.token, held.fence) == ("me", lease.fence)
+        assert later.release("a", "me")
+
+    def test_of_many_who_want_a_lock_one_gets_it(self, connect: Connect) -> None:
+        def take(through: KeyStore, token: str) -> list[int]:
+            return [n for n in range(30) if through.acquire(f"{n}", token, LONG).token == token]
+
+        running = [self.in_thread(partial(take, connect(), f"t{me}")) for me in range(4)]
+        taken = [number for each in running for number in each.result()]
+        assert sorted(taken) == list(range(30))
+
+
+class Waiting(KeyStoreSuite):
+    """Who waits for a lock."""
+
+    def waiting(self, store: KeyStore, name: str, token: str) -> Running[Lease]:
+        """As `taskline.lock` waits, but with a bound that only a wake-up keeps to."""
+
+        def wait() -> Lease:
+            with store.watch(name) as watch:
+                while (lease := store.acquire(name, token, LONG)).token != token:
+                    watch.wait(LONG)
+            return lease
+
+        return self.in_thread(wait)
+
+    def test_a_release_wakes_who_waits(self, connect: Connect) -> None:
+        store = connect(SYSTEM_CLOCK)
+        for name in NAMES:
+            store.acquire(name, "first", LONG)
+            waiting = [self.waiting(connect(SYSTEM_CLOCK), name, f"t{n}") for n in range(3)]
+            waiting.append(self.waiting(store, name, "here"))
+            assert store.release(name, "first")
+            # Each releases for the next, whichever of them is first.
+            for _ in waiting:
+                lease = self.until(lambda name=name: store.holder(name))  # type: ignore[misc]
+                assert store.release(name, lease.token)
+            assert len({each.result().fence for each in waiting}) == 4
+
+    def test_a_release_before_the_wait_is_not_missed(self, connect: Connect) -> None:
+        store, other = connect(SYSTEM_CLOCK), connect(SYSTEM_CLOCK)
+
+        def work() -> None:
+            for number in range(30):
+                store.acquire("a", f"s{number}", LONG)
+                with other.watch("a") as watch:
+                    assert other.acquire("a", "other", LONG).token != "other"
+                    assert store.release("a", f"s{number}")
+                    # It may return for another reason, but not be left waiting.
+                    watch.wait(LONG)
+
+        self.in_thread(work).result()
+
+    def test_an_interrupt_ends_this_wait_and_later_ones(self, connect: Connect) -> None:
+        store = connect(SYSTEM_CLOCK)
+        store.acquire("a", "me", LONG)
+        with store.watch("a") as watch:
+            waiting = self.in_thread(lambda: watch.wait(LONG))
+            watch.interrupt()
+            waiting.result()
+            for _ in range(3):
+                self.in_thread(lambda: watch.wait(LONG)).result()
+
+    def test_a_wait_is_bounded(self, connect: Connect) -> None:
+        store = connect(SYSTEM_CLOCK)
+        store.acquire("a", "me", LONG)
+        with store.watch("a") as watch:
+            self.in_thread(lambda: watch.wait(0.01)).result()
+            watch.interrupt()
+
+
+class KeyStoreConformance(Keys, Counters, Locks, Waiting):
+    """Subclass it as `Test…` and override the fixture `make_backend`."""

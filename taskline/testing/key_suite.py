@@ -310,9 +310,9 @@ class Locks(KeyStoreSuite):
         held = other.acquire("a", "you", LONG)
         assert (held.token, held.fence) == ("me", lease.fence)
         assert store.renew("a", "me", LONG)
-        held = other.holder("a")
-        assert held is not None
-        assert held.left > self.span
+        longer = other.holder("a")
+        assert longer is not None
+        assert longer.left > self.span
         # It may also be cut short.
         assert store.renew("a", "me", self.span)
         self.after(clock, self.span, lambda: other.holder("a") is None)
@@ -379,7 +379,8 @@ class Waiting(KeyStoreSuite):
             assert store.release(name, "first")
             # Each releases for the next, whichever of them is first.
             for _ in waiting:
-                lease = self.until(lambda name=name: store.holder(name))  # type: ignore[misc]
+                lease = self.until(partial(store.holder, name))
+                assert lease is not None
                 assert store.release(name, lease.token)
             assert len({each.result().fence for each in waiting}) == 4
 

@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task
+from taskline.lock import Lock
 
 app = Taskline("shop", broker="sqlite:///shop.db", backend="memory://", queue="mail", lease=10)
 nodes = Taskline("shop", broker=["redis://a", "redis://b"], backend=None)
@@ -122,6 +123,28 @@ async def main() -> None:
     assert_type(result, AsyncResult[bytes])
     assert_type(await result.aget(timeout=3), bytes)
     assert_type(await bare.map([1]).aget(), list[str])
+
+
+# Locks and keys
+with app.lock("stock", ttl=30, timeout=1.5) as lock:
+    assert_type(lock, Lock)
+    assert_type(lock.fence, int)
+    assert_type(lock.get_ttl(), float | None)
+
+
+async def locked() -> None:
+    async with app.lock("stock") as lock:
+        assert_type(lock, Lock)
+        assert_type(await lock.aacquire(timeout=None), bool)
+
+
+assert_type(app.kv.get("a"), Any)
+assert_type(app.kv.get("a", type=int), int | None)
+assert_type(app.kv.get("a", 0, type=int), int)
+assert_type(app.kv.get("a", type=list[datetime]), list[datetime] | None)
+assert_type(app.kv.set("a", [1], ttl=3, if_absent=True), bool)
+assert_type(app.kv.increment("a", ttl=60), int)
+assert_type(app.kv.get_ttl("a"), float | None)
 
 
 # Either kind of task can be handed to whoever sends it

@@ -95,3 +95,11 @@ async def main() -> None:
     _value: str = await fetch("u")  # E: assignment
     fetch("u")  # E: unused-coroutine
     bare.adelay(1)  # E: unused-coroutine
+
+
+# locks and keys
+app.lock(3)  # E: arg-type
+app.lock("a", ttl="30")  # E: arg-type
+app.lock("a", 30)  # E: call-arg
+app.kv.set(3, 1)  # E: arg-type
+app.kv.increment("a", 1.5)  # E: arg-type

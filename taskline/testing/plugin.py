@@ -5,12 +5,17 @@ Pytest finds it by itself where Taskline is installed. `docs/testing.md` tells m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from taskline.clock import ManualClock
 from taskline.message import new_id
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+    from taskline.worker import Worker
 
 # So that a failed assertion of a suite shows its values.
 pytest.register_assert_rewrite(
@@ -19,6 +24,9 @@ pytest.register_assert_rewrite(
     "taskline.testing.transport_machine",
     "taskline.testing.transport_suite",
 )
+
+GRACE = 2.0
+"""Seconds that running tasks get when a test is over."""
 
 
 @pytest.fixture
@@ -37,3 +45,68 @@ def taskline_memory() -> Iterator[str]:
     yield f"memory://{name}"
     transports.forget(name)
     backends.forget(name)
+
+
+@pytest.fixture
+def taskline_app(taskline_memory: str) -> Iterator[Taskline]:
+    """A new app without tasks, in memory."""
+    from taskline.app import Taskline
+
+    with Taskline("test", broker=taskline_memory, backend=taskline_memory) as app:
+        yield app
+
+
+@pytest.fixture
+def taskline_in_memory(taskline_memory: str) -> Iterator[Callable[[Taskline], Taskline]]:
+    """A function that moves an app of yours into memory for this test, and returns it."""
+    moved: list[tuple[Taskline, Any, Any]] = []
+
+    def move(app: Taskline) -> Taskline:
+        moved.append((app, app.settings.broker, app.settings.backend))
+        app.close()
+        app.settings.broker = app.settings.backend = taskline_memory
+        return app
+
+    yield move
+    while moved:
+        app, broker, backend = moved.pop()
+        app.close()
+        app.settings.broker, app.settings.backend = broker, backend
+
+
+@pytest.fixture
+def taskline_eager() -> Iterator[Callable[[Taskline], Taskline]]:
+    """A function that lets an app of yours run its tasks inside `delay()` for this test."""
+    changed: list[tuple[Taskline, bool]] = []
+
+    def make_eager(app: Taskline) -> Taskline:
+        changed.append((app, app.settings.eager))
+        app.settings.eager = True
+        return app
+
+    yield make_eager
+    while changed:
+        app, eager = changed.pop()
+        app.settings.eager = eager
+
+
+@pytest.fixture
+def taskline_worker() -> Iterator[Callable[..., Worker]]:
+    """A function that starts a worker in threads of this process: `taskline_worker(app)`.
+
+    Its further arguments are those of `taskline.worker.WorkerOptions`. The worker
+    stops when the test is over; what still runs then gets two seconds.
+    """
+    from taskline.worker import Worker, WorkerOptions
+
+    started: list[Worker] = []
+
+    def start(app: Taskline, **options: Any) -> Worker:
+        worker = Worker(app, WorkerOptions(**options))
+        worker.start()
+        started.append(worker)
+        return worker
+
+    yield start
+    while started:
+        started.pop().stop(GRACE)

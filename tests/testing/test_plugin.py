@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import taskline
+from taskline import Taskline
 from taskline.backends import open_backend
 from taskline.clock import ManualClock
 from taskline.message import SUCCESS, Outcome
 from taskline.testing.cases.transport import message
 from taskline.transports import open_transport
+from taskline.worker import Worker
 
 PLUGIN = "taskline.testing.plugin"
 SEEN: list[str] = []
@@ -87,3 +90,111 @@ def test_the_plug_in_may_be_named_where_it_is_installed_too(pytester: pytest.Pyt
         patch.setenv("PYTHONPATH", f"{dist.parent}:{root}")
         result = pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=60)
     assert result.parseoutcomes() == {"passed": 1}
+
+
+def test_a_new_app_lives_in_memory(taskline_app: Taskline, taskline_memory: str) -> None:
+    assert taskline_app.settings.broker == taskline_app.settings.backend == taskline_memory
+    assert taskline_app.tasks == {}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Taskline]:
+    url = f"sqlite:///{tmp_path}/shop.db"
+    with Taskline("shop", broker=url, backend=url) as app:
+
+        @app.task(name="double")
+        def double(number: int) -> int:
+            return number * 2
+
+        yield app
+
+
+def test_an_app_is_moved_into_memory_and_back(shop: Taskline, pytester: pytest.Pytester) -> None:
+    double = shop.tasks["double"]
+    double.delay(1)
+    pytester.makepyfile(
+        """
+        def test_moved(taskline_in_memory, taskline_worker, shop):
+            app = taskline_in_memory(shop)
+            assert app is shop
+            assert app.settings.broker.startswith("memory://")
+            assert not any(each.ready for each in app.transport.stats())
+            taskline_worker(app)
+            assert app.tasks["double"].delay(21).get(timeout=10) == 42
+        """
+    )
+
+    class Given:
+        @pytest.fixture
+        def shop(self) -> Taskline:
+            return shop
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", PLUGIN, plugins=[Given()])
+    assert result.parseoutcomes() == {"passed": 1}
+    assert str(shop.settings.broker).startswith("sqlite://")
+    assert str(shop.settings.backend).startswith("sqlite://")
+    (queue,) = shop.transport.stats(["default"])
+    assert queue.ready == 1
+
+
+def test_an_app_is_eager_for_one_test(shop: Taskline, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def test_eager(taskline_eager, shop):
+            assert taskline_eager(shop).tasks["double"].delay(21).result == 42
+        """
+    )
+
+    class Given:
+        @pytest.fixture
+        def shop(self) -> Taskline:
+            return shop
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", PLUGIN, plugins=[Given()])
+    assert result.parseoutcomes() == {"passed": 1}
+    assert shop.settings.eager is False
+
+
+def test_a_worker_stops_with_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import threading
+
+        def ours():
+            names = [thread.name for thread in threading.enumerate()]
+            return [name for name in names if name.startswith(("taskline-io", "taskline-slot"))]
+
+        def test_works(taskline_app, taskline_worker):
+            @taskline_app.task
+            def double(number: int) -> int:
+                return number * 2
+
+            taskline_worker(taskline_app, threads=3)
+            assert len(ours()) == 4
+            assert [each.get(timeout=10) for each in map(double.delay, range(5))] == [0, 2, 4, 6, 8]
+
+        def test_over():
+            assert ours() == []
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", PLUGIN)
+    assert result.parseoutcomes() == {"passed": 2}
+
+
+def test_a_worker_lives_by_the_clock_of_the_test(
+    taskline_memory: str,
+    taskline_clock: ManualClock,
+    taskline_worker: Callable[..., Worker],
+) -> None:
+    app = Taskline("shop", broker=taskline_memory, backend=taskline_memory, clock=taskline_clock)
+
+    @app.task
+    def greet(name: str) -> str:
+        return f"Good morning, {name}"
+
+    taskline_worker(app)
+    tomorrow = greet.apply_async(("Ann",), countdown=24 * 3600)
+    assert greet.delay("Bob").get(timeout=10) == "Good morning, Bob"
+    assert not tomorrow.ready()
+    taskline_clock.advance(24 * 3600 + 1)
+    assert tomorrow.get(timeout=10) == "Good morning, Ann"

@@ -10,6 +10,7 @@ from taskline.clock import Clock
 from taskline.message import Delivery
 from taskline.testing.cases.transport import (
     LONG,
+    QUEUE,
     TransportSuite,
     ids,
     letter,
@@ -182,9 +183,9 @@ class Fencing(TransportSuite):
         transport.send([message()])
         held = self.take_one(transport)
         assert list(VERBS[first](transport, [held])) == []
-        before = transport.stats(["mail", "successors"])
+        before = self.counts(transport, QUEUE, "successors")
         assert ids(verb(transport, [held])) == [held.id]
-        assert transport.stats(["mail", "successors"]) == before
+        assert self.counts(transport, QUEUE, "successors") == before
 
     @every_verb
     def test_a_delivery_of_a_former_message_of_this_id_is_refused(

@@ -156,6 +156,13 @@ class TransportSuite(Suite):
         (found,) = transport.stats([queue])
         return found
 
+    def counts(self, transport: Transport, *queues: str) -> dict[str, list[int | None]]:
+        """The queues' numbers, without the age that grows."""
+        return {
+            each.queue: [each.ready, each.delayed, each.leased, each.dead]
+            for each in transport.stats(queues)
+        }
+
     def assert_counts(self, transport: Transport, queue: str = QUEUE, **counts: int) -> None:
         """The queue's numbers, where the transport knows them; those not named are zero."""
         found = self.stats(transport, queue)

@@ -269,7 +269,7 @@ class IOThread:
     def _sync_room(self, waiting: int) -> int:
         """How many `def` tasks to take in while so many wait."""
         idle = sum(slot.current is None for slot in self.slots)
-        ahead = 0 if self._quarantine.occupied else self._prefetch.target()
+        ahead = 0 if self._quarantine.careful else self._prefetch.target()
         return idle + ahead - waiting
 
     def _receive(self, limit: int, wait: float) -> None:

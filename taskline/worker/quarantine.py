@@ -16,11 +16,18 @@ from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 ALONE = 0.5
 """Seconds for which a suspect runs without new neighbours; most that kill do it at once."""
 SUSPECT_DELAY = 0.5
-"""Seconds for which further suspects are handed back while one of them runs long."""
+"""Seconds for which a suspect is handed back that cannot begin now."""
+CAREFUL = 2 * SUSPECT_DELAY
+"""Seconds after a suspect was seen in which messages are taken one by one, for an idle slot
+only: were there always one ahead, a suspect would find no idle slot as long as work is there."""
 
 
 class Quarantine:
-    """Lets suspects run one at a time, while the process holds nothing else unstarted."""
+    """Lets suspects run one at a time, while the process holds nothing else unstarted.
+
+    A suspect that was lost once is cleared when it has run for `ALONE`: long tasks whose
+    process was killed run beside one another again. One that was lost more often is not.
+    """
 
     def __init__(
         self,
@@ -38,33 +45,38 @@ class Quarantine:
         self._next: Job | None = None
         """Begins when the others have been handed back."""
         self._suspect: Job | None = None
-        self._careful = False
-        """The last messages had suspects among them: the next may, too."""
+        self._careful_until = 0.0
 
     @property
     def occupied(self) -> bool:
         """Whether a suspect runs or is about to."""
         suspect = self._suspect
-        if suspect is not None and (suspect.verdict or suspect.lost or suspect.abandoned):
+        if suspect is not None and (
+            suspect.verdict
+            or suspect.lost
+            or suspect.abandoned
+            or (suspect.delivery.lost == 1 and self._has_run_alone(suspect))
+        ):
             self._suspect = suspect = None
         return suspect is not None or self._next is not None
 
+    @property
+    def careful(self) -> bool:
+        """Whether messages are taken for idle slots only."""
+        return self.occupied or self._clock.monotonic() < self._careful_until
+
     def limit(self, room: int) -> int:
         """How many messages may be asked for where there is `room`."""
-        if self.occupied:
-            suspect = self._suspect
-            if suspect is None or not suspect.started:
-                return 0
-            if self._clock.time() - suspect.started < ALONE:
-                return 0
-        return min(room, 1) if self._careful else room
+        if self.occupied and (self._suspect is None or not self._has_run_alone(self._suspect)):
+            return 0
+        return min(room, 1) if self._clock.monotonic() < self._careful_until else room
 
     def isolate(self, admitted: Admitted) -> Admitted:
         """Keep back what must not begin now; returns what may."""
         plain, coroutines, suspects = admitted
-        self._careful = bool(suspects)
         if not suspects:
             return admitted
+        self._careful_until = self._clock.monotonic() + CAREFUL
         give_back = self._settlements.give_back
         if self.occupied or not self._has_place(suspects[0]):
             give_back(suspects, SUSPECT_DELAY)
@@ -94,6 +106,9 @@ class Quarantine:
         if self._next is not None:
             self._settlements.give_back([self._next])
             self._next = None
+
+    def _has_run_alone(self, job: Job) -> bool:
+        return bool(job.started) and self._clock.time() - job.started >= ALONE
 
     def _has_place(self, job: Job) -> bool:
         assert job.task is not None

@@ -39,6 +39,8 @@ QUICK_DEATH = 2.0
 """Seconds; a process that did not live longer died young."""
 QUICK_DEATHS_FREE = 5
 """Young deaths in a row, of processes that had reached their broker, before replacement waits."""
+READY_BACKOFF_MAX = 0.5
+"""The longest such wait: what kills them is a message or a person, and the others' tasks go on."""
 
 
 class Child:
@@ -51,6 +53,8 @@ class Child:
         self.control = -1
         self.consumer = ""
         self.quick_deaths = 0
+        self.was_ready = False
+        """Whether the process before had reached its broker."""
         self.started_at = 0.0
         self.start_at = 0.0
 
@@ -232,19 +236,24 @@ class Supervisor:
             self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
 
     def _replace(self, child: Child, now: float, what: str, *, recycled: bool) -> None:
-        """Start a child's successor: at once, or later each time if they die at their start."""
-        if recycled or now - child.started_at > QUICK_DEATH:
+        """Start a child's successor: at once, or later each time if they die young.
+
+        Those that did not even reach their broker are counted, and wait, by themselves.
+        """
+        ready = child.ledger.ready
+        young = not recycled and now - child.started_at <= QUICK_DEATH
+        if not young or ready != child.was_ready:
             child.quick_deaths = 0
-        else:
-            child.quick_deaths += 1
-        free = QUICK_DEATHS_FREE if child.ledger.ready else 0
+        child.was_ready = ready
+        child.quick_deaths += young
+        free, longest = (QUICK_DEATHS_FREE, READY_BACKOFF_MAX) if ready else (0, BACKOFF_MAX)
         delay = 0.0
         if child.quick_deaths > free:
-            delay = min(BACKOFF_FIRST * 2.0 ** (child.quick_deaths - free - 1), BACKOFF_MAX)
+            delay = min(BACKOFF_FIRST * 2.0 ** (child.quick_deaths - free - 1), longest)
         child.start_at = now + delay
         if delay:
             log.error(
-                "%s, as did %d before it: next try in %.1f s", what, child.quick_deaths - 1, delay
+                "%s, %d in a row died young: next try in %.1f s", what, child.quick_deaths, delay
             )
         else:
             log.warning("%s: replaced", what)

@@ -285,6 +285,6 @@ def _checkpoint(connection: sqlite3.Connection) -> None:
 def _identity(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return None
     return (found.st_dev, found.st_ino)

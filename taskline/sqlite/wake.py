@@ -10,6 +10,7 @@ Where FIFOs cannot be made, waiters look every 20 ms whether the file changed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import logging
@@ -43,6 +44,8 @@ _SETTLED = 0.05
 """Seconds after which a directory's time of change tells later changes apart."""
 _MANY = 16
 """A FIFO's name holds no more queues than this; it is then woken for all."""
+_ATTEMPTS = 100
+"""How often to make a FIFO whose directory others remove."""
 
 _log = logging.getLogger("taskline.sqlite")
 
@@ -124,7 +127,7 @@ def _poke(path: str) -> None:
         return
     try:
         os.write(ear, b"!")
-    except (BlockingIOError, BrokenPipeError):
+    except OSError:
         # Full: it has been woken already. Broken: it has just been closed.
         pass
     finally:
@@ -149,7 +152,8 @@ class Waiter:
         self._channel: _Fifo | _Poll | None = None
         self._interrupted = False
         self._lock = threading.Lock()
-        self._waiting = False
+        self._busy = False
+        """Whether a thread uses the channel; if so, it is that thread which closes it."""
         self._closed = False
 
     @property
@@ -159,6 +163,13 @@ class Waiter:
 
     def listen(self, queues: Collection[str] = ()) -> None:
         """From now on changes count. Call it before looking at the file, then `wait`."""
+        if self._enter():
+            try:
+                self._listen(queues)
+            finally:
+                self._leave()
+
+    def _listen(self, queues: Collection[str]) -> None:
         if self._channel is None:
             directory = wake_directory(self._database.path)
             has_fifos = hasattr(os, "mkfifo")
@@ -166,27 +177,17 @@ class Waiter:
         try:
             self._channel.listen(queues)
         except OSError as error:
-            _log.warning("no FIFO for %s (%s): polling instead", self._database.path, error)
             self._channel = _Poll(self._database)
+            _log.warning("no FIFO for %s (%s): polling instead", self._database.path, error)
 
     def wait(self, seconds: float) -> None:
         """Return at a change since `listen`, at `interrupt`, or after `seconds`."""
-        channel = self._channel
-        with self._lock:
-            if self._closed or channel is None:
-                return
-            self._waiting = True
-        try:
-            if not self._interrupted:
-                channel.wait(seconds)
-        finally:
-            self._return_from(channel)
-
-    def _return_from(self, channel: _Fifo | _Poll) -> None:
-        with self._lock:
-            self._waiting = False
-            if self._closed:
-                channel.close()
+        if self._enter():
+            try:
+                if self._channel is not None and not self._interrupted:
+                    self._channel.wait(seconds)
+            finally:
+                self._leave()
 
     def interrupt(self) -> None:
         """Make the `wait` in another thread, or the next one, return early."""
@@ -205,13 +206,24 @@ class Waiter:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            channel = self._channel
-            if channel is None:
-                return
-            if not self._waiting:
-                channel.close()
-                return
-        channel.wake()
+            busy = self._busy
+        if self._channel is not None:
+            if busy:
+                self._channel.wake()
+            else:
+                self._channel.close()
+
+    def _enter(self) -> bool:
+        with self._lock:
+            self._busy = not self._closed
+            return self._busy
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._busy = False
+            closed = self._closed
+        if closed and self._channel is not None:
+            self._channel.close()
 
 
 class _Fifo:
@@ -235,20 +247,23 @@ class _Fifo:
         name = "-".join([self._kind, str(os.getpid()), str(next(_numbers)), *tags])
         self._path = os.path.join(self._directory, name)
         self._fd = self._make()
+        self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._queues = wanted
 
     def _make(self) -> int:
         # It gets its name once it has a reader: a writer takes one without for a dead one's.
         nameless = os.path.join(self._directory, f".{os.getpid()}-{next(_numbers)}")
-        while True:
+        for attempt in range(_ATTEMPTS):
             try:
-                os.makedirs(self._directory, exist_ok=True)
-                os.mkfifo(nameless, 0o666)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self._directory)
+                os.mkfifo(nameless)
+                break
             except FileNotFoundError:
-                # The last waiter removed the directory in between.
-                continue
-            break
+                # The last waiter may have removed the directory in between.
+                if attempt == _ATTEMPTS - 1:
+                    raise
         try:
             fd = os.open(nameless, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             os.rename(nameless, self._path)
@@ -267,14 +282,18 @@ class _Fifo:
     def close(self) -> None:
         if self._fd < 0:
             return
-        self._poll.unregister(self._fd)
-        _remove(self._path)
+        self.remove()
         os.close(self._fd)
         self._fd = -1
         self._queues = None
-        # It is not empty while others wait.
-        with contextlib.suppress(OSError):
-            os.rmdir(self._directory)
+
+    def remove(self) -> None:
+        """Take the FIFO away, and with the last one the directory."""
+        if self._fd >= 0:
+            _remove(self._path)
+            # It is not empty while others wait.
+            with contextlib.suppress(OSError):
+                os.rmdir(self._directory)
 
     def abandon(self) -> None:
         """In a forked child: the FIFO is the parent's."""
@@ -326,6 +345,13 @@ def _after_fork_in_child() -> None:
     for fifo in list(_fifos):
         fifo.abandon()
 
+
+def _at_exit() -> None:
+    for fifo in list(_fifos):
+        fifo.remove()
+
+
+atexit.register(_at_exit)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

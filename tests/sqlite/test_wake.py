@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -311,6 +313,51 @@ def test_a_child_leaves_the_fifo_to_its_parent(
     process.join(BOUND)
     for fd in (*begun, *go_on):
         os.close(fd)
+
+
+def test_a_child_may_wait_with_what_it_inherited(
+    database: Database, bell: Bell, new_waiter: Callable[..., Waiter]
+) -> None:
+    waiter = new_waiter()
+    waiter.listen({"q"})
+    (own,) = directory(database).iterdir()
+
+    def wait() -> None:
+        waiter.listen({"q"})
+        waiter.wait(LONG)
+
+    process = fork.Process(target=wait)
+    process.start()
+    until(lambda: len(list(directory(database).glob("q-*"))) == 2)
+    waiter.interrupt()
+    assert process.is_alive()
+    bell.ring(MESSAGES, {"q"})
+    process.join(BOUND)
+    assert process.exitcode == 0
+    assert own.exists()
+
+
+def test_a_process_that_ends_without_closing_leaves_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    code = f"""
+from taskline.sqlite.database import Database
+from taskline.sqlite.location import Location
+from taskline.sqlite.wake import Waiter
+waiter = Waiter(Database(Location({database.path!r}), RuntimeError), "q")
+waiter.listen()
+assert len(__import__("os").listdir({str(directory(database))!r})) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=BOUND)
+    assert not directory(database).exists()
+
+
+def test_a_missing_directory_is_not_made(tmp_path: Path) -> None:
+    transport = SQLiteTransport(Location(str(tmp_path / "missing" / "tasks.db")))
+    with pytest.raises(TransportError, match="make it first"):
+        transport.receive(["q"], 1, 30, 0.01, "w")
+    assert not (tmp_path / "missing").exists()
+    transport.close()
 
 
 # Where there are no FIFOs.

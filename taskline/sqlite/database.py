@@ -256,6 +256,11 @@ class Database:
             )
         if "unable to open" in text:
             return self._error(f"{path} cannot be opened: {self._why_not()}", retryable=False)
+        if "no such function: json" in text or "no such table: json_each" in text:
+            return ConfigurationError(
+                f"this Python's SQLite {sqlite3.sqlite_version} was built without JSON: "
+                "use a Python with SQLite 3.38 or newer"
+            )
         if "malformed" in text:
             return self._error(
                 f"{path} is damaged ({text}): restore it, or use sqlite3's .recover",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.errors import BackendError, TransportError
+from taskline.errors import BackendError, ConfigurationError, TransportError
 from taskline.message import Message
 from taskline.sqlite import database as module
 from taskline.sqlite.database import Database, insert
@@ -327,6 +327,18 @@ def test_a_damaged_file(file: Path, open_transport: Callable[..., SQLiteTranspor
     with pytest.raises(TransportError, match="damaged") as caught:
         open_transport().receive(["q"], 100, 30, 0, "w")
     assert not caught.value.retryable
+
+
+def test_a_library_without_json(file: Path) -> None:
+    """Before 3.38 a build could leave it out."""
+    database = Database(Location(str(file)), TransportError)
+
+    def work(db: sqlite3.Connection) -> None:
+        db.execute("SELECT json_of_another_name(1)")
+
+    with pytest.raises(ConfigurationError, match="built without JSON"):
+        database.read(work)
+    database.close()
 
 
 def test_errors_of_a_backend_are_its_own(tmp_path: Path) -> None:

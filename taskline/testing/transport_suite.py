@@ -16,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 from taskline.clock import Clock, ManualClock
-from taskline.testing.cases import dead, leases, looking, receiving, sending
+from taskline.testing.cases import dead, fencing, leases, looking, receiving, sending
 from taskline.testing.cases.transport import MakeTransport, TransportSuite
 
 
@@ -65,7 +65,7 @@ class TransportConformance(
     receiving.Waking,
     receiving.Crowds,
     leases.Leases,
-    leases.Fencing,
+    fencing.Fencing,
     leases.Release,
     leases.Replace,
     leases.Recovery,

@@ -10,14 +10,19 @@ from taskline.backends import memory as backends
 from taskline.backends.memory import MemoryBackend
 from taskline.clock import Clock
 from taskline.testing.backend_suite import BackendConformance
-from taskline.testing.cases import leases, looking, receiving, sending
+from taskline.testing.cases import fencing, leases, looking, receiving, sending
 from taskline.transports import memory as transports
 from taskline.transports.memory import MemoryTransport
 
 
 @pytest.mark.serial
 class TestMemoryTransport(
-    sending.Delay, receiving.Receiving, leases.Leases, leases.Fencing, looking.Stats, looking.Health
+    sending.Delay,
+    receiving.Receiving,
+    leases.Leases,
+    fencing.Fencing,
+    looking.Stats,
+    looking.Health,
 ):
     """The cases that let time pass, or that could mistake its passing for something else."""
 

@@ -24,7 +24,7 @@ import taskline
 from taskline import Taskline
 
 HOME = str(Path(taskline.__file__).parent)
-N = 5000
+N = int(os.environ.get("BENCH_COUNT", "5000"))
 
 
 def make_app(**where: Any) -> Taskline:
@@ -204,8 +204,8 @@ def core() -> dict[str, Any]:
     app.transport.ack(deliveries)
     whole = []
     for _ in range(3):
-        send(app, 20_000)
-        whole.append(work(app, 20_000) / 20_000 * 1e6)
+        send(app, 4 * N)
+        whole.append(work(app, 4 * N) / 4 * N * 1e6)
     profiler = cProfile.Profile()
     profiler.runcall(all_of_them)
     text = io.StringIO()

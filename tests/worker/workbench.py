@@ -198,3 +198,14 @@ class Bench:
             if not jobs and not self.held:
                 return ran
         raise AssertionError(f"still at work after {turns} turns, holding {self.held}")
+
+    def die(self) -> list[str]:
+        """Be killed with the supervisor looking on, which hands back what was held.
+
+        Returns the ids of what ran.
+        """
+        started = [slot.current.delivery.id for slot in self.io.slots if slot.current is not None]
+        supervisor = self.app.open_transport()
+        supervisor.recover(self.io._consumer, started)
+        supervisor.close()
+        return started

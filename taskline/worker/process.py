@@ -9,13 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import select
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError, TransportError
@@ -24,6 +21,7 @@ from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
+from taskline.worker.orders import Orders
 
 log = logging.getLogger("taskline.worker")
 
@@ -38,9 +36,6 @@ MISCONFIGURED = 2
 
 REACH_WITHIN = 30.0
 """Seconds for which `start` waits for the broker."""
-
-STOP = b"s"
-STOP_NOW = b"n"
 
 
 class Worker:
@@ -112,24 +107,14 @@ class Worker:
     def run(self, control: int | None = None) -> int:
         """Work in this thread until told to stop; returns the exit code.
 
-        SIGTERM or SIGINT stops, a second one at once. Under a supervisor that writes
-        its orders to the pipe `control`, and whose death is the pipe's end, SIGINT is
-        ignored and SIGTERM never stops at once: both may go to the whole group.
-        The first slot runs in this thread, where a time limit can interrupt even
-        a blocking system call.
+        See `Orders` for who may tell it; `control` is the pipe of a supervisor. The
+        first slot runs in this thread, where a time limit can interrupt even a
+        blocking system call.
         """
         self._owns_process = True
-        read_end, self._orders = os.pipe()
-        interrupt = self._on_signal if control is None else signal.SIG_IGN
-        before = [
-            (number, signal.signal(number, handler))
-            for number, handler in ((signal.SIGTERM, self._on_signal), (signal.SIGINT, interrupt))
-        ]
+        orders = Orders(lambda now: self.io.stop(0.0 if now else self._grace), control)
+        orders.open()
         sys.setswitchinterval(SWITCH_INTERVAL)
-        obeying = threading.Thread(
-            target=self._obey, args=(read_end, control), name="taskline-control", daemon=True
-        )
-        obeying.start()
         self._io_thread.start()
         first, *others = self.io.slots
         for slot in others:
@@ -138,10 +123,7 @@ class Worker:
             ).start()
         first.loop()
         self._io_thread.join(timeout=30)
-        for number, handler in before:
-            signal.signal(number, handler)
-        os.close(self._orders)
-        obeying.join(timeout=1)
+        orders.close()
         if self._failure is not None:
             raise self._failure
         return RECYCLED if self.io.recycle else 0
@@ -168,30 +150,6 @@ class Worker:
             log.warning("this process is replaced: %s", self.io.recycle)
         logging.shutdown()
         os._exit(RECYCLED if self.io.recycle else 1 if self._failure else 0)
-
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        # It interrupts a slot anywhere, also where that has a lock: so it takes none.
-        os.write(self._orders, STOP)
-
-    def _obey(self, read_end: int, control: int | None) -> None:
-        """Follow orders, until `run` ends: from signals, and from a supervisor."""
-        sources = [read_end] if control is None else [read_end, control]
-        while True:
-            readable, _, _ = select.select(sources, [], [])
-            for source in readable:
-                order = os.read(source, 1)
-                if source == read_end and not order:
-                    os.close(read_end)
-                    return
-                if source == control:
-                    self._ask(now=order == STOP_NOW)
-                    if not order:  # the supervisor has died
-                        sources.remove(source)
-                else:
-                    self._ask(now=self.io.stopping and control is None)
-
-    def _ask(self, *, now: bool) -> None:
-        self.io.stop(0.0 if now else self._grace)
 
 
 def served_queues(app: Taskline) -> list[str]:

@@ -23,10 +23,11 @@ from typing import NoReturn
 import msgspec
 
 from taskline.app import Taskline
-from taskline.errors import ConfigurationError, TransportError
+from taskline.errors import ConfigurationError, TasklineError
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
-from taskline.worker.process import MISCONFIGURED, RECYCLED, STOP, STOP_NOW, run_child
+from taskline.worker.orders import STOP, STOP_NOW
+from taskline.worker.process import MISCONFIGURED, RECYCLED, run_child
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -221,14 +222,14 @@ class Supervisor:
         os.close(child.control)
         child.control = -1
         now = self._clock.monotonic()
-        started = [running.id for running in child.ledger.running()]
-        if started or code not in (0, RECYCLED):
-            self._to_recover.append((child.consumer, started))
-            self._recover_at = now
         if code == MISCONFIGURED and not child.ledger.ready:
             self._exit_code = MISCONFIGURED
             self._signals = max(self._signals, 1)
             return
+        started = [running.id for running in child.ledger.running()]
+        if started or code not in (0, RECYCLED):
+            self._to_recover.append((child.consumer, started))
+            self._recover_at = now
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._obeyed:
             log.info("process %d ended (%s)", pid, how)
@@ -271,7 +272,7 @@ class Supervisor:
                         log.warning("handed back %d messages of a dead process", count)
             finally:
                 transport.close()
-        except TransportError as error:
+        except TasklineError as error:
             self._recover_at = now + 1.0
             log.error("cannot hand back what a dead process held: %s; trying again", error)
 

@@ -12,7 +12,7 @@ from workbench import until, working
 
 from taskline import Taskline
 from taskline.context import current_task
-from taskline.errors import Ignore, Reject, Retry, TaskFailed, TaskRejected, TasklineError
+from taskline.errors import Ignore, Reject, Retry, TaskFailed, TasklineError, TaskRejected
 from taskline.message import SUCCESS
 
 

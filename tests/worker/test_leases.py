@@ -1,4 +1,4 @@
-"""Leases: renewed while a message is held, fenced when they are lost, not needed to wait (P4-P6)."""
+"""Leases: renewed while a message is held, fenced when lost, not needed to wait (P4 to P6)."""
 
 from __future__ import annotations
 

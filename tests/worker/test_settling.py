@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -187,10 +188,10 @@ def test_a_broker_that_is_away_is_asked_less_and_less_often(broken: Broken) -> N
     while broken.clock.monotonic() < start + 60:
         bench.turn()
         broken.clock.advance(0.05)
-    pauses = [after - before for before, after in zip(asked, asked[1:], strict=False)]
+    pauses = [after - before for before, after in pairwise(asked)]
     assert 10 < len(asked) < 40
     assert pauses[0] < 0.3
-    assert 2.4 < min(pauses[-5:])
+    assert min(pauses[-5:]) > 2.4
     assert max(pauses) < 5.2
 
 
@@ -262,11 +263,10 @@ def test_stop_ends_though_the_broker_is_gone_and_says_so(
     bench.turn()
     broken.transport.down = broken.backend.down = True
     bench.io.stop(5.0)
-    for seconds in range(200):
-        if not bench.turn():
-            break
+    start = broken.clock.monotonic()
+    while bench.turn():
         broken.clock.advance(1.0)
-    assert 30 < seconds < 50, "it tried for a grace and a lease"
+    assert 30 < broken.clock.monotonic() - start < 50, "it tried for a grace and a lease"
     assert "without having handed everything back" in caplog.text
 
 

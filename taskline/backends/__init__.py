@@ -14,6 +14,10 @@ BACKENDS: Registry[Backend] = Registry(
     Backend,
     {
         "memory": Kind("taskline.backends.memory:MemoryBackend"),
+        "redis": Kind("taskline.backends.redis:RedisBackend"),
+        "rediss": Kind("taskline.backends.redis:RedisBackend"),
+        "unix": Kind("taskline.backends.redis:RedisBackend"),
+        "redis+unix": Kind("taskline.backends.redis:RedisBackend"),
         "sqlite": Kind("taskline.backends.sqlite:SQLiteBackend"),
     },
 )

@@ -12,6 +12,10 @@ TRANSPORTS: Registry[Transport] = Registry(
     Transport,
     {
         "memory": Kind("taskline.transports.memory:MemoryTransport"),
+        "redis": Kind("taskline.transports.redis:RedisTransport"),
+        "rediss": Kind("taskline.transports.redis:RedisTransport"),
+        "unix": Kind("taskline.transports.redis:RedisTransport"),
+        "redis+unix": Kind("taskline.transports.redis:RedisTransport"),
         "sqlite": Kind("taskline.transports.sqlite:SQLiteTransport"),
     },
 )

@@ -1,0 +1,1 @@
+"""Taskline on real Redis and Valkey servers."""

@@ -1,0 +1,200 @@
+"""One connection to a Redis server: the protocol RESP, and nothing else.
+
+Why not redis-py: docs/decisions/redis-connection.md.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from taskline.errors import ConfigurationError
+from taskline.redis.location import TLS, Location
+
+Word: TypeAlias = "bytes | str | int | float"
+Reply: TypeAlias = Any
+"""bytes, int, None, a list of replies, or (only inside a list) a `ServerError`."""
+
+
+class ServerError(Exception):
+    """An error that the server answered with. `code` is its first word."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.partition(" ")[0]
+
+
+class Push(list[Any]):
+    """What the server sent without being asked, in RESP3."""
+
+
+class Lost(Exception):
+    """The connection broke, or could not be made; the message says how."""
+
+
+def pack(words: Iterable[Word]) -> bytes:
+    """A command as it is sent."""
+    parts: list[bytes] = []
+    for word in words:
+        if isinstance(word, str):
+            word = word.encode()
+        elif not isinstance(word, bytes):
+            word = repr(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
+    return b"*%d\r\n%b" % (len(parts), b"".join(parts))
+
+
+class Connection:
+    """Not for several threads at a time. Any failure but a `ServerError` ends its use."""
+
+    def __init__(self, location: Location, protocol: int = 2) -> None:
+        """Connect and log in; raises `Lost` or `ServerError`."""
+        self.location = location
+        try:
+            self._socket = _connect(location)
+        except OSError as error:
+            raise Lost(_reason(error, location)) from None
+        self._reader = self._socket.makefile("rb", 65536)
+        try:
+            self._log_in(protocol)
+        except BaseException:
+            self.close()
+            raise
+
+    def _log_in(self, protocol: int) -> None:
+        location = self.location
+        if location.password:
+            user = [location.username] if location.username else []
+            self.call(pack(["AUTH", *user, location.password]))
+        if protocol == 3:
+            self.call(pack(["HELLO", 3]))
+        if location.database:
+            self.call(pack(["SELECT", location.database]))
+
+    def send(self, data: bytes) -> None:
+        """Send packed commands."""
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise Lost(_reason(error, self.location)) from None
+
+    def read(self) -> Reply:
+        """The next answer; an error of the server is raised."""
+        try:
+            reply = self._read()
+        except (OSError, ValueError) as error:
+            raise Lost(_reason(error, self.location)) from None
+        if isinstance(reply, ServerError):
+            raise reply
+        return reply
+
+    def call(self, data: bytes) -> Reply:
+        """Send one packed command and read its answer."""
+        self.send(data)
+        return self.read()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Whether an answer may be read without the socket becoming readable."""
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        self._socket.setblocking(False)
+        try:
+            return bool(self._reader.peek(1))
+        except (OSError, ValueError):
+            return False
+        finally:
+            self._socket.settimeout(self.location.timeout)
+
+    def set_timeout(self, seconds: float) -> None:
+        """Wait for answers this long."""
+        self._socket.settimeout(seconds)
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._reader.close()
+        self._socket.close()
+
+    def _read(self) -> Reply:
+        line = self._reader.readline()
+        if line[-2:] != b"\r\n":
+            raise ConnectionResetError("closed by the server")
+        kind, rest = line[0], line[1:-2]
+        if kind == 36:  # $ bulk string
+            size = int(rest)
+            if size < 0:
+                return None
+            data = self._reader.read(size + 2)
+            if len(data) != size + 2:
+                raise ConnectionResetError("closed by the server")
+            return data[:-2]
+        if kind == 58:  # : integer
+            return int(rest)
+        if kind == 43:  # + simple string
+            return rest
+        if kind in b"*~":  # array, set
+            count = int(rest)
+            return None if count < 0 else [self._read() for _ in range(count)]
+        if kind == 62:  # > push
+            return Push(self._read() for _ in range(int(rest)))
+        if kind == 45:  # - error
+            return ServerError(rest.decode(errors="replace"))
+        if kind == 95:  # _ null
+            return None
+        if kind == 37:  # % map, as a flat list
+            return [self._read() for _ in range(2 * int(rest))]
+        if kind in b",#(":  # double, boolean, big number
+            return rest
+        raise ValueError(f"answered with {line[:40]!r}, which is not Redis")
+
+
+def _connect(location: Location) -> socket.socket:
+    if location.path:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.settimeout(location.timeout)
+        try:
+            made.connect(location.path)
+        except OSError:
+            made.close()
+            raise
+        return made
+    made = socket.create_connection((location.host, location.port), location.timeout)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if location.tls is None:
+        return made
+    try:
+        return _context(location.tls).wrap_socket(made, server_hostname=location.host)
+    except BaseException:
+        made.close()
+        raise
+
+
+def _context(tls: TLS) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the TLS files {tls.ca or ''} {tls.cert or ''} cannot be read: {error}"
+        ) from None
+    context.check_hostname = tls.verify == "full"
+    if tls.verify == "none":
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _reason(error: Exception, location: Location) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {location.timeout:g} s"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error)

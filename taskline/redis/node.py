@@ -1,0 +1,214 @@
+"""One Redis server as it is used: a few connections, scripts, and what to do when it fails."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Sequence
+
+from taskline.clock import Clock
+from taskline.errors import TransportError
+from taskline.redis.connection import Connection, Lost, Reply, ServerError, Word, pack
+from taskline.redis.location import Location
+from taskline.redis.script import Script
+
+log = logging.getLogger("taskline.redis")
+
+BACKOFF_FIRST, BACKOFF_MAX = 0.05, 1.0
+OLDEST = (7, 0)
+"""The oldest version of Redis that has all commands in use."""
+
+BUSY = {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "READONLY", "UNBLOCKED"}
+"""Answers of a server that may answer otherwise soon."""
+REMEDIES = {
+    "OOM": "maxmemory is reached: let workers drain the queues, or raise maxmemory",
+    "MISCONF": "the server cannot write to its disk: free space, or see the server's log",
+    "NOAUTH": "the server wants a password: redis://user:password@host",
+    "WRONGPASS": "user or password is wrong",
+    "NOPERM": "the user may not do this: docs/transports/redis.md lists what it needs",
+    "WRONGTYPE": "a key is used for something else: give the app a namespace of its own",
+    "READONLY": "it is a replica, which cannot be written to: name the master",
+    "NOREPLICAS": "the server has too few replicas to accept writes",
+}
+LASTING = {"OOM", "NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "ERR"}
+
+
+class Node:
+    """Any thread may use it. `error` is the class of the errors that it raises."""
+
+    def __init__(
+        self, location: Location, clock: Clock, error: type[TransportError] = TransportError
+    ) -> None:
+        self.location = location
+        self.clock = clock
+        self.tag = b"{%s}" % location.namespace.encode()
+        self._error = error
+        self._idle: deque[Connection] = deque()
+        self._closed = False
+        self._trouble = ""
+
+    def run(
+        self,
+        script: Script,
+        *args: Word,
+        patience: float = 0.0,
+        again: Sequence[Word] | None = None,
+    ) -> Reply:
+        """The answer of a script; see `call`. `again` are its arguments in further attempts."""
+        repeated = None if again is None else script.packed(self.tag, again)
+        return self.call(script.packed(self.tag, args), script, patience, repeated)
+
+    def command(self, *words: Word, patience: float = 0.0) -> Reply:
+        """The answer of a command; see `call`."""
+        return self.call(pack(words), None, patience)
+
+    def call(
+        self,
+        data: bytes,
+        script: Script | None = None,
+        patience: float = 0.0,
+        again: bytes | None = None,
+    ) -> Reply:
+        """Send a packed command, answer with its reply.
+
+        On a lost connection it is sent once more at once, and with pauses that
+        grow for `patience` seconds; then `TransportError` is raised.
+        """
+        until = None
+        pause = BACKOFF_FIRST
+        while True:
+            try:
+                return self.once(data, script)
+            except (Lost, ServerError) as error:
+                lasting = isinstance(error, ServerError) and error.code not in BUSY
+                now = self.clock.monotonic()
+                if until is None and not lasting:
+                    until, immediately = now + patience, isinstance(error, Lost)
+                    if immediately:
+                        data = again or data
+                        continue
+                if lasting or until is None or now + pause > until:
+                    raise self.translate(error) from None
+            data = again or data
+            self.clock.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, BACKOFF_MAX)
+
+    def once(self, data: bytes, script: Script | None = None) -> Reply:
+        """One attempt; raises `Lost` or `ServerError`."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self.connect()
+        try:
+            try:
+                reply = connection.call(data)
+            except ServerError as error:
+                if error.code != "NOSCRIPT" or script is None:
+                    raise
+                reply = connection.call(data.replace(*_by_source(script), 1))
+        except Lost as error:
+            connection.close()
+            self._note(str(error))
+            raise
+        except ServerError as error:
+            if error.code in ("READONLY", "LOADING", "MASTERDOWN"):
+                connection.close()
+                self.disconnect()
+            else:
+                self._idle.append(connection)
+            raise
+        self._idle.append(connection)
+        if self._trouble:
+            self._calm()
+        return reply
+
+    def connect(self, protocol: int = 2) -> Connection:
+        """A connection of the caller's own; raises `Lost` or `ServerError`."""
+        if self._closed:
+            raise self._error(f"the connection to {self.location} was closed", retryable=False)
+        try:
+            return Connection(self.location, protocol)
+        except Lost as error:
+            self._trouble = ""
+            raise Lost(f"cannot connect: {error}") from None
+
+    def _note(self, reason: str) -> None:
+        # The others of a server that went away are of no use either.
+        self.disconnect()
+        self._trouble = self._trouble or reason
+
+    def _calm(self) -> None:
+        """The connection was made anew at once. Longer troubles are told by those who see them."""
+        trouble, self._trouble = self._trouble, ""
+        log.warning("the connection to %s was lost: %s", self.location, trouble)
+        log.info("connected to %s again", self.location)
+
+    def translate(self, error: Exception) -> TransportError:
+        """The error as callers see it: one line with the server's name and a remedy."""
+        self._trouble = ""
+        if isinstance(error, ServerError):
+            remedy = REMEDIES.get(error.code)
+            text = f"{remedy} ({error})" if remedy else str(error)
+            return self._error(
+                f"Redis at {self.location}: {text}", retryable=error.code not in LASTING
+            )
+        return self._error(f"Redis at {self.location}: {error}")
+
+    def check(self) -> dict[str, str]:
+        """Its INFO, if it can serve us; raises `TransportError` if not."""
+        patience = 0.0
+        info = parse_info(self.command("INFO", "everything", patience=patience))
+        version = info.get("valkey_version") or info.get("redis_version", "0")
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+            raise self._error(
+                f"Redis at {self.location} is {version}: Taskline needs 7.0 or newer, or Valkey",
+                retryable=False,
+            )
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            raise self._error(
+                f"Redis at {self.location} deletes data when its memory is full "
+                f"(maxmemory-policy {policy}): CONFIG SET maxmemory-policy noeviction",
+                retryable=False,
+            )
+        self.command("SET", self.tag + b"p", 1, "PX", 1000, patience=patience)
+        return info
+
+    def about(self) -> dict[str, str | int]:
+        """What people want to know of it."""
+        info = parse_info(self.command("INFO", "everything"))
+        return {
+            "version": info.get("valkey_version") or info.get("redis_version", ""),
+            "server": "Valkey" if "valkey_version" in info else "Redis",
+            "mode": info.get("redis_mode", ""),
+            "role": info.get("role", ""),
+            "memory": int(info.get("used_memory", 0)),
+            "maxmemory": int(info.get("maxmemory", 0)),
+            "appendonly": "yes" if info.get("aof_enabled") == "1" else "no",
+        }
+
+    def disconnect(self) -> None:
+        """Close the connections that nobody uses now; others are made when needed."""
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """End its use."""
+        self._closed = True
+        self.disconnect()
+
+
+def _by_source(script: Script) -> tuple[bytes, bytes]:
+    """What to replace in a packed EVALSHA, and by what, so that it brings the script's text."""
+    old = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % script.sha
+    return old, b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(script.source), script.source)
+
+
+def parse_info(reply: bytes) -> dict[str, str]:
+    """The lines of INFO by name."""
+    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in pairs if colon}

@@ -1,0 +1,105 @@
+"""Keys that a process waits for: subscribed to and read on one connection."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Collection, Iterator
+
+from taskline.redis.connection import Connection, Lost, Push, Reply, ServerError, pack
+from taskline.redis.interrupt import Interrupt
+from taskline.redis.node import Node
+
+BATCH = 1000
+FORGET_ABOVE = 100
+"""Subscriptions that nobody needs any more are ended when there are more."""
+
+
+class Pushes:
+    """One thread at a time. Speaks RESP3, in which pushes and answers share a connection."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._connection: Connection | None = None
+        self._subscribed: set[bytes] = set()
+        self._watched: set[bytes] = set()
+        """Keys that the last look was for: what became of them since was pushed."""
+        self._arrived: dict[bytes, bytes] = {}
+        self._next_check = 0.0
+
+    def look(
+        self, keys: Collection[bytes], now: float, recheck: float
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """What is known of these keys: their values now, or pushed since they were asked for.
+
+        A key is read after it was subscribed to, so that nothing is missed; all
+        are read again every `recheck` seconds, and on a new connection.
+        """
+        try:
+            yield from self._look(keys, now, recheck)
+        except (Lost, ServerError) as error:
+            self.close()
+            raise self._node.translate(error) from None
+
+    def _look(
+        self, keys: Collection[bytes], now: float, recheck: float
+    ) -> Iterator[tuple[bytes, bytes]]:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._node.connect(protocol=3)
+        while connection.pending:
+            self._take(connection.read())
+        arrived, self._arrived = self._arrived, {}
+        yield from ((key, arrived[key]) for key in self._watched if key in arrived)
+        if now >= self._next_check:
+            self._next_check = now + recheck
+            self._watched.clear()
+        self._subscribe(connection, keys)
+        fresh = [key for key in keys if key not in self._watched]
+        for first in range(0, len(fresh), BATCH):
+            some = fresh[first : first + BATCH]
+            connection.send(pack(["MGET", *some]))
+            values = self._answer(connection)
+            yield from ((k, v) for k, v in zip(some, values, strict=True) if v is not None)
+        self._watched = set(keys)
+
+    def _subscribe(self, connection: Connection, keys: Collection[bytes]) -> None:
+        stale = self._subscribed.difference(keys)
+        if len(stale) > FORGET_ABOVE:
+            connection.send(pack(["SUNSUBSCRIBE", *stale]))
+            self._subscribed -= stale
+        new = [key for key in keys if key not in self._subscribed]
+        for first in range(0, len(new), BATCH):
+            some = new[first : first + BATCH]
+            connection.send(pack(["SSUBSCRIBE", *some]))
+            self._subscribed.update(some)
+
+    def _answer(self, connection: Connection) -> Reply:
+        """The next reply that is no push."""
+        while isinstance(reply := connection.read(), Push):
+            self._take(reply)
+        return reply
+
+    def _take(self, push: Reply) -> None:
+        """Keep what a message brought; confirmations of subscriptions tell nothing new."""
+        if push[0] == b"smessage":
+            self._arrived[push[1]] = push[2]
+
+    def wait(self, interrupt: Interrupt, seconds: float) -> None:
+        """Return when something was pushed, on an interrupt, or after some time."""
+        connection = self._connection
+        if connection is None or self._arrived or connection.pending:
+            return
+        poll = select.poll()
+        poll.register(interrupt.fileno(), select.POLLIN)
+        poll.register(connection.fileno(), select.POLLIN)
+        ready = dict(poll.poll(seconds * 1000))
+        if connection.fileno() in ready and not connection.pending:
+            self._next_check = 0.0  # It was closed, perhaps; asking will tell.
+
+    def close(self) -> None:
+        """End the connection; the next look makes another."""
+        connection, self._connection = self._connection, None
+        self._subscribed.clear()
+        self._watched.clear()
+        if connection is not None:
+            connection.close()

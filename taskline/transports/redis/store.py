@@ -1,0 +1,259 @@
+"""The messages on one node: each verb of a transport as one script call for a batch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TypeVar
+
+from taskline.clock import Clock
+from taskline.message import DeadLetter, Delivery, Message, Outcome
+from taskline.redis.connection import Lost, ServerError, Word
+from taskline.redis.node import Node
+from taskline.redis.packing import milliseconds, pack_id, pack_outcome
+from taskline.redis.script import Script
+from taskline.transports.base import QueueStats, StoredMessage
+from taskline.transports.redis.records import (
+    pack_letter,
+    pack_message,
+    token_of,
+    unpack_claim,
+    unpack_letter,
+    unpack_stored,
+)
+
+SEND = Script("send")
+CLAIM = Script("claim", when_full=True)
+ACK = Script("ack", "outcome", when_full=True)
+RELEASE = Script("release", when_full=True)
+EXTEND = Script("extend", when_full=True)
+REPLACE = Script("replace", when_full=True)
+BURY = Script("bury", "letters", when_full=True)
+RECOVER = Script("recover", when_full=True)
+REQUEUE = Script("requeue", "letters")
+PURGE_DEAD = Script("purge_dead", "letters", when_full=True)
+DEAD = Script("dead")
+STATS = Script("stats", when_full=True)
+PEEK = Script("peek", when_full=True)
+PURGE = Script("purge", when_full=True)
+DELETE = Script("delete", when_full=True)
+MAINTAIN = Script("maintain", when_full=True)
+
+BATCH = 1000
+"""Messages that one call of a script takes at most: the server does nothing else meanwhile."""
+_DELETE_BATCH = 16
+"""Fewer where each may cost a walk along its queue."""
+
+T = TypeVar("T")
+
+
+class Store:
+    """`number` tells it from other nodes in the receipts of one transport."""
+
+    def __init__(self, node: Node, number: int = 0) -> None:
+        self.node = node
+        self.clock = node.clock
+        self._number = bytes([number])
+        self._own_time = type(node.clock) is not Clock
+        self._doubtful = False
+        self._newest = 0.0
+        self._send_head = b""
+
+    def _now(self) -> Word:
+        """For the scripts: nothing, so that the server's clock decides; in tests, the tests' clock."""
+        return self.clock.time() * 1000 if self._own_time else b""
+
+    def send(self, messages: Sequence[Message], patience: float) -> None:
+        """Store the messages whose ids are not there."""
+        for first in range(0, len(messages), BATCH):
+            self.node.call(self._pack_send(messages[first : first + BATCH]), SEND, patience)
+
+    def _pack_send(self, messages: Sequence[Message]) -> bytes:
+        counts = {at: m.header.deliveries for at, m in enumerate(messages) if m.header.deliveries}
+        if counts or self._own_time:
+            args: list[Word] = [self._now(), json.dumps(counts) if counts else b""]
+            for message in messages:
+                args += pack_message(message)
+            return SEND.packed(self.node.tag, args)
+        head = self._send_head
+        if not head:
+            tag = self.node.tag
+            head = self._send_head = (
+                b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n$%d\r\n%b\r\n$0\r\n\r\n$0\r\n\r\n"
+            ) % (SEND.sha, len(tag), tag)
+        parts = [b"*%d" % (6 + 2 * len(messages)), head]
+        for message in messages:
+            id, value = pack_message(message)
+            parts.append(b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(id), id, len(value), value))
+        return b"".join(parts)
+
+    def claim(
+        self, queues: Sequence[str], limit: int, lease: float, consumer: str
+    ) -> tuple[list[Delivery], float]:
+        """Lease what is due; and the seconds until something else may be, infinite if nothing.
+
+        When an answer did not arrive, what it handed over is handed back first.
+        """
+        args = [self._now(), min(limit, BATCH), milliseconds(lease), consumer, *queues]
+        data = CLAIM.packed(self.node.tag, args)
+        for last in (False, True):
+            try:
+                if self._doubtful:
+                    args = [self._now(), consumer, f"{self._newest:.0f}"]
+                    self.node.once(RECOVER.packed(self.node.tag, args), RECOVER)
+                    self._doubtful = False
+                blob = self.node.once(data, CLAIM)
+                break
+            except Lost as error:
+                self._doubtful = True
+                if last:
+                    raise self.node.translate(error) from None
+            except ServerError as error:
+                raise self.node.translate(error) from None
+        taken = unpack_claim(blob, self._number)
+        if taken:
+            self._newest = max(self._newest, token_of(taken[-1]))
+        after: float = struct.unpack_from(">d", blob)[0]
+        return taken, after / 1000 if after >= 0 else float("inf")
+
+    def ack(
+        self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
+    ) -> list[Delivery]:
+        lost = []
+        by_id = {outcome.id: outcome for outcome in outcomes}
+        for queue, batch in _batches(deliveries):
+            args: list[Word] = [queue, len(batch), *(each.receipt for each in batch)]
+            if by_id:
+                for each in batch:
+                    outcome = by_id.get(each.id)
+                    if outcome is not None:
+                        args += pack_outcome(outcome)
+            found = self.node.run(ACK, b"", *args, again=[b"1", *args])
+            lost += [batch[number] for number in found]
+        return lost
+
+    def release(self, deliveries: Sequence[Delivery], delay: float) -> list[Delivery]:
+        wait = milliseconds(delay) if delay > 0 else b"0"
+        return self._settle(RELEASE, deliveries, lambda queue: [self._now(), wait, queue])
+
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
+        length = milliseconds(lease)
+        return self._settle(EXTEND, deliveries, lambda queue: [self._now(), length, queue])
+
+    def _settle(
+        self, script: Script, deliveries: Sequence[Delivery], head: Callable[[str], list[Word]]
+    ) -> list[Delivery]:
+        lost = []
+        for queue, batch in _batches(deliveries):
+            found = self.node.run(script, *head(queue), *(each.receipt for each in batch))
+            lost += [batch[number] for number in found]
+        return lost
+
+    def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
+        def rest(message: Message) -> list[Word]:
+            return [pack_message(message)[1], message.header.deliveries]
+
+        return self._exchange(REPLACE, {each: rest(message) for each, message in pairs})
+
+    def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
+        def rest(letter: DeadLetter) -> list[Word]:
+            return [letter.queue, pack_letter(letter)]
+
+        return self._exchange(BURY, {each: rest(letter) for each, letter in burials})
+
+    def _exchange(self, script: Script, rests: dict[Delivery, list[Word]]) -> list[Delivery]:
+        lost = []
+        for queue, batch in _batches(list(rests)):
+            args: list[Word] = [self._now(), queue, len(batch), *(each.receipt for each in batch)]
+            for each in batch:
+                args += rests[each]
+            lost += [batch[number] for number in self.node.run(script, *args)]
+        return lost
+
+    def recover(self, consumer: str, started: Collection[str]) -> int:
+        ids = [pack_id(each) for each in started]
+        recovered: int = self.node.run(RECOVER, self._now(), consumer, 0, *ids)
+        return recovered
+
+    def stats(self, queues: Sequence[str] | None) -> list[QueueStats]:
+        return [
+            QueueStats(
+                queue=name.decode(),
+                ready=ready,
+                delayed=delayed,
+                leased=leased,
+                dead=dead,
+                oldest=oldest / 1000 if oldest >= 0 else None,
+            )
+            for name, ready, delayed, leased, dead, oldest in self.node.run(
+                STATS, self._now(), *(queues or ())
+            )
+        ]
+
+    def peek(self, queue: str, limit: int, offset: int) -> list[StoredMessage]:
+        rows = self.node.run(PEEK, self._now(), queue, limit, offset)
+        return [unpack_stored(queue, row) for row in rows]
+
+    def purge(self, queue: str) -> int:
+        total = 0
+        while deleted := self.node.run(PURGE, self._now(), queue):
+            total += deleted
+        return total
+
+    def delete(self, ids: Sequence[str]) -> list[str]:
+        deleted = []
+        for batch in _chunks(list(dict.fromkeys(ids)), _DELETE_BATCH):
+            found = self.node.run(DELETE, self._now(), *map(pack_id, batch))
+            deleted += [batch[number] for number in found]
+        return deleted
+
+    def dead_letters(self, queue: str | None, limit: int, offset: int) -> list[DeadLetter]:
+        which = "y" if queue is None else f"y:{queue}"
+        found: list[DeadLetter] = []
+        while limit > 0:
+            some = min(limit, BATCH)
+            letters = self.node.run(DEAD, which, offset, offset + some - 1)
+            found += [unpack_letter(each) for each in letters if each is not None]
+            if len(letters) < some:
+                break
+            offset, limit = offset + some, limit - some
+        return found
+
+    def dead_letter(self, id: str) -> DeadLetter | None:
+        letter = self.node.command("HGET", self.node.tag + b"x", pack_id(id))
+        return None if letter is None else unpack_letter(letter)
+
+    def requeue(self, messages: Sequence[Message], patience: float) -> list[str]:
+        requeued = []
+        for batch in _chunks(messages, BATCH):
+            args: list[Word] = [self._now()]
+            for message in batch:
+                args += (*pack_message(message), message.header.deliveries)
+            found = self.node.run(REQUEUE, *args, patience=patience)
+            requeued += [batch[number].header.id for number in found]
+        return requeued
+
+    def purge_dead(self, ids: Sequence[str]) -> int:
+        return sum(
+            self.node.run(PURGE_DEAD, *map(pack_id, batch))
+            for batch in _chunks(list(dict.fromkeys(ids)), BATCH)
+        )
+
+    def maintain(self) -> None:
+        self.node.run(MAINTAIN, self._now())
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _batches(deliveries: Sequence[Delivery]) -> Iterator[tuple[str, list[Delivery]]]:
+    """Deliveries of one queue each."""
+    queues: dict[str, list[Delivery]] = {}
+    for delivery in deliveries:
+        queues.setdefault(delivery.queue, []).append(delivery)
+    for queue, some in queues.items():
+        for first in range(0, len(some), BATCH):
+            yield queue, some[first : first + BATCH]

@@ -1,0 +1,93 @@
+"""Waiting for messages: blocked on the servers' bells, and woken from other threads.
+
+A bell is a sorted set with one member while somebody should look into its queue.
+BZPOPMIN hands it to one waiter alone, so a message wakes one worker, not all.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+
+from taskline.errors import TransportError
+from taskline.redis.connection import Connection, Lost, ServerError, pack
+from taskline.redis.interrupt import Interrupt
+from taskline.redis.node import Node
+
+GRACE = 2.0
+"""Seconds for which the server's answer may be late before the connection counts as lost."""
+_SHORTEST = 0.001
+
+
+class Listener:
+    """A connection of its own, blocked on the bells of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._connection: Connection | None = None
+        self._client = 0
+        self._asking: Sequence[str] = ()
+
+    def ask(self, queues: Sequence[str], seconds: float) -> int:
+        """Begin to wait; returns the descriptor that tells of an answer."""
+        try:
+            if self._connection is None:
+                self._connection = self.node.connect()
+                self._client = self._connection.call(pack(["CLIENT", "ID"]))
+            bells = [self.node.tag + b"w:" + queue.encode() for queue in queues]
+            self._connection.send(pack(["BZPOPMIN", *bells, max(seconds, _SHORTEST)]))
+        except (Lost, ServerError) as error:
+            raise self._fail(error) from None
+        return self._connection.fileno()
+
+    def answer(self) -> bool:
+        """Read the answer: whether a bell was taken."""
+        assert self._connection is not None
+        try:
+            return self._connection.read() is not None
+        except (Lost, ServerError) as error:
+            raise self._fail(error) from None
+
+    def give_up(self) -> bool:
+        """End the wait before its time; true if a bell was taken all the same."""
+        try:
+            self.node.command("CLIENT", "UNBLOCK", self._client)
+        except TransportError:
+            # Not allowed, or not connected: without the connection, nothing is waited for.
+            self.close()
+            return True
+        return self.answer()
+
+    def late(self) -> TransportError:
+        """The error of an answer that did not come."""
+        return self._fail(Lost(f"no answer {GRACE:g} s after it was due"))
+
+    def _fail(self, error: Exception) -> TransportError:
+        self.close()
+        return self.node.translate(error)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def wait_for_bell(
+    listeners: Sequence[Listener], queues: Sequence[str], interrupt: Interrupt, seconds: float
+) -> bool:
+    """Wait for a bell of any node; false when the time is over or the interrupt came.
+
+    True means: look, there may be something.
+    """
+    poll = select.poll()
+    poll.register(interrupt.fileno(), select.POLLIN)
+    waiting = {each.ask(queues, seconds): each for each in listeners}
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    ready = {descriptor for descriptor, _ in poll.poll((seconds + GRACE) * 1000)}
+    if not ready:
+        raise next(iter(waiting.values())).late()
+    rung = False
+    for descriptor, listener in waiting.items():
+        rung |= listener.answer() if descriptor in ready else listener.give_up()
+    return rung

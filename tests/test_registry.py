@@ -106,11 +106,11 @@ def test_several_nodes_reach_a_class_that_spreads_over_them(
     assert open_transport(mapping).given == mapping  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("spec", ["redis://localhost", "kafka://a,b", "kombu+amqp://host//"])
+@pytest.mark.parametrize("spec", ["mongodb://localhost", "kafka://a,b", "kombu+amqp://host//"])
 def test_a_scheme_of_a_later_release_says_so_and_names_what_there_is(spec: str) -> None:
     text = refusal(spec)
     assert text.startswith("this release of Taskline has no ")
-    assert "memory, sqlite" in text
+    assert "memory, redis" in text
 
 
 def test_sergeant_mappings_of_a_later_release_say_so_too() -> None:
@@ -170,7 +170,7 @@ def test_a_plug_in_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) 
         lambda group: [point] if group == "taskline.transports" else [],
     )
     assert isinstance(open_transport("pigeon://coop"), Spreading)
-    assert "memory, pigeon, sqlite" in refusal("carrier://coop")
+    assert "memory, pigeon, redis" in refusal("carrier://coop")
     with pytest.raises(ConfigurationError, match="unknown backend 'pigeon'"):
         open_backend("pigeon://coop")
 
@@ -205,5 +205,5 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
 
 
 def test_no_password_is_shown_in_a_refusal() -> None:
-    for spec in ("redis://ann:hush@host", "sqlit://ann:hush@host", "ann:hush@host"):
+    for spec in ("mongodb://ann:hush@host", "sqlit://ann:hush@host", "ann:hush@host"):
         assert "hush" not in refusal(spec)

@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One server process. `command()` says how it is run; `start` may be called again after `kill`."""
+    """One server process, run by `command()`. It may be started again after `kill`."""
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()

@@ -49,7 +49,7 @@ class Proxy:
         self._bell.send(b"x")
 
     def cut_after(self, answered: int) -> None:
-        """Cut all connections once the server has sent this many bytes more; they are not passed."""
+        """Cut all connections once the server has sent so many bytes more, which are dropped."""
         self._after = answered
 
     def _ask(self, what: str) -> None:

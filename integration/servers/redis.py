@@ -79,13 +79,14 @@ class RedisServer(Server):
         self.program = program or redis_program()
         self.unix_socket = self.directory / "redis.sock" if unix_socket else None
         self._arguments = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory)]
-        self._arguments += ["--appendonly", "yes" if appendonly else "no", "--appendfsync", "always"]
+        if appendonly:
+            self._arguments += ["--appendonly", "yes", "--appendfsync", "always"]
         if maxmemory is not None:
             self._arguments += ["--maxmemory", maxmemory]
         if self.unix_socket is not None:
             self._arguments += ["--unixsocket", str(self.unix_socket)]
         for name, rules in (users or {}).items():
-            self._arguments += ["--user", f"{name} {rules}"]
+            self._arguments += ["--user", name, *rules.split()]
         if tls is None:
             self._arguments += ["--port", str(self.port)]
         else:
@@ -112,7 +113,7 @@ class RedisServer(Server):
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode(errors="replace")
 
     def counts(self) -> dict[str, int]:
-        """How often each command was called by clients or scripts, since the last CONFIG RESETSTAT."""
+        """How often clients or scripts called each command since CONFIG RESETSTAT."""
         found = {}
         for line in self.do("INFO", "commandstats").splitlines():
             name, _, figures = line.partition(":calls=")

@@ -88,7 +88,7 @@ class RedisBackend(Backend):
     def wait(self, ids: Collection[str], timeout: float) -> dict[str, Outcome]:
         clock, interrupt, pushes = self.clock, self._interrupt, self._pushes
         until = clock.monotonic() + timeout
-        keys = {self._key(id): id for id in ids}
+        keys = {self._key(wanted): wanted for wanted in ids}
         while True:
             found = {
                 keys[key]: unpack_outcome(keys[key], value)

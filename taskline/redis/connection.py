@@ -8,10 +8,13 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from taskline.errors import ConfigurationError
 from taskline.redis.location import TLS, Location
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 Word: TypeAlias = "bytes | str | int | float"
 Reply: TypeAlias = Any
@@ -56,7 +59,7 @@ class Connection:
             self._socket = _connect(location)
         except OSError as error:
             raise Lost(_reason(error, location)) from None
-        self._reader = self._socket.makefile("rb", 65536)
+        self._reader = cast("BufferedReader", self._socket.makefile("rb", 65536))
         try:
             self._log_in(protocol)
         except BaseException:

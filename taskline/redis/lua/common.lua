@@ -26,7 +26,8 @@ local function tokens(number, now)
 end
 
 local function queue_of(value)
-  return value:sub(12, 11 + value:byte(2) * 256 + value:byte(3))
+  local at, size = struct.unpack('>HH', value, 2)
+  return value:sub(at + 1, at + size)
 end
 
 -- '0' to '9'. In a message that has an eta the priority is written as 'a' to 'j'.
@@ -88,7 +89,7 @@ end
 local function enqueue(id, value, now)
   local queue = queue_of(value)
   if value:byte(1) >= 97 then
-    local due = struct.unpack('>I6', value, 4)
+    local due = struct.unpack('>I6', value, 6)
     if due > now then return hold(id, queue, due) end
   end
   to_tail(id, value, queue)

@@ -13,7 +13,7 @@ for _, queue in ipairs(queues) do
     ready = ready + call('LLEN', front) + call('ZCARD', back)
     for number = 1, 2 do
       local value = heads[number] and call('HGET', P .. 'm', heads[number])
-      if value then oldest = math.max(oldest, now - struct.unpack('>I6', value, 4), 0) end
+      if value then oldest = math.max(oldest, now - struct.unpack('>I6', value, 6), 0) end
     end
   end
   answer[#answer + 1] = {

@@ -1,8 +1,9 @@
 """Messages as they are stored in Redis.
 
-A head (priority; size of the queue's name; ms since when it is, or will be, ready;
-where the frame had the id), the queue's name, and the frame. An id of 32 hexadecimal
-digits is cut out of the frame: it is kept once, as the key, in half as many bytes.
+A head (priority; place and size of the queue's name; ms since when it is, or will be,
+ready; where the frame had the id), then the frame. An id of 32 hexadecimal digits is
+cut out of the frame: it is kept once, as the key, in half as many bytes. The queue's
+name is found within the frame; where it is not, it stands before it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from taskline.message import DeadLetter, Delivery, Message
 from taskline.redis.packing import pack_id, unpack_id
 from taskline.transports.base import StoredMessage
 
-_HEAD = struct.Struct(">BHHIH")
+_HEAD = struct.Struct(">BHHHIH")
 _RECORD = struct.Struct(">HIII8s")
 _WHOLE = 0xFFFF
 """Instead of a place of the id: the frame is as it was."""
+_BEFORE = _HEAD.size
+"""The place of a queue's name that is not part of the frame."""
+_AFTER_LABEL = _HEAD.size + len('"queue":"')
+_FAR = 0xFF00
 _READY, _WITH_ETA = 48, 97
 """Codes of priority 0, of messages without and with an eta."""
 _LATEST = (1 << 48) - 1
@@ -34,8 +39,8 @@ _PRIORITIES = {
 def pack_message(message: Message) -> tuple[bytes, bytes]:
     """The id and the value under which the message is stored."""
     header, frame = message.header, message.frame
-    id, queue, cut = pack_id(header.id), header.queue.encode(), _WHOLE
-    if len(id) == 16:
+    key, queue, cut = pack_id(header.id), header.queue.encode(), _WHOLE
+    if len(key) == 16:
         at = frame.find(header.id.encode())
         if 0 <= at < _WHOLE:
             frame, cut = frame[:at] + frame[at + 32 :], at
@@ -44,13 +49,19 @@ def pack_message(message: Message) -> tuple[bytes, bytes]:
     else:
         code, since = _WITH_ETA + header.priority, math.ceil(min(header.eta * 1000, _LATEST))
     since = max(since, 0)
-    return id, _HEAD.pack(code, len(queue), since >> 32, since & 0xFFFFFFFF, cut) + queue + frame
+    place = frame.find(b'"queue":"%b"' % queue, 0, _FAR)
+    if place < 0:
+        place, frame = _BEFORE, queue + frame
+    else:
+        place += _AFTER_LABEL
+    head = _HEAD.pack(code, place, len(queue), since >> 32, since & 0xFFFFFFFF, cut)
+    return key, head + frame
 
 
 def unpack_frame(id: bytes, value: bytes) -> bytes:
     """The frame of a stored message."""
-    _, queue_size, _, _, cut = _HEAD.unpack_from(value)
-    frame = value[_HEAD.size + queue_size :]
+    _, place, size, _, _, cut = _HEAD.unpack_from(value)
+    frame = value[_BEFORE + size if place == _BEFORE else _BEFORE :]
     return frame if cut == _WHOLE else frame[:cut] + id.hex().encode() + frame[cut:]
 
 
@@ -65,19 +76,19 @@ def unpack_claim(blob: bytes, node: bytes) -> list[Delivery]:
         start = at + 22
         body = start + id_size
         at = body + size
-        id = blob[start:body]
-        code, queue_size, _, _, cut = head(blob, body)
-        frame_start = body + 11 + queue_size
-        name = blob[body + 11 : frame_start]
+        packed = blob[start:body]
+        code, place, name_size, _, _, cut = head(blob, body)
+        name = blob[body + place : body + place + name_size]
+        frame_start = body + 13 + name_size if place == 13 else body + 13
         queue = names.get(name)
         if queue is None:
             queue = names[name] = name.decode()
         if cut == _WHOLE:
-            key, frame = unpack_id(id), blob[frame_start:at]
+            key, frame = unpack_id(packed), blob[frame_start:at]
         else:
-            key, cut = id.hex(), frame_start + cut
+            key, cut = packed.hex(), frame_start + cut
             frame = b"%b%b%b" % (blob[frame_start:cut], key.encode(), blob[cut:at])
-        receipt = b"%b%b%b%b" % (token, _PRIORITIES[code], node, id)
+        receipt = b"%b%b%b%b" % (token, _PRIORITIES[code], node, packed)
         found.append(Delivery(key, queue, frame, count, lost, receipt))
     return found
 
@@ -90,14 +101,14 @@ def token_of(delivery: Delivery) -> float:
 
 def unpack_stored(queue: str, row: list[Any]) -> StoredMessage:
     """One answer of `peek.lua`."""
-    id, state, due, deliveries, value = row
+    key, state, due, deliveries, value = row
     return StoredMessage(
-        id=unpack_id(id),
+        id=unpack_id(key),
         queue=queue,
         state=state.decode(),
         due=float(due) / 1000 if due else None,
         deliveries=deliveries,
-        frame=unpack_frame(id, value),
+        frame=unpack_frame(key, value),
     )
 
 

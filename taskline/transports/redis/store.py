@@ -42,6 +42,8 @@ MAINTAIN = Script("maintain", when_full=True)
 
 BATCH = 1000
 """Messages that one call of a script takes at most: the server does nothing else meanwhile."""
+_SEND_BATCH = 250
+"""Fewer, because the server keeps the memory of the largest command of each connection."""
 _DELETE_BATCH = 16
 """Fewer where each may cost a walk along its queue."""
 
@@ -61,13 +63,13 @@ class Store:
         self._send_head = b""
 
     def _now(self) -> Word:
-        """For the scripts: nothing, so that the server's clock decides; in tests, the tests' clock."""
+        """For the scripts: empty, so that the server's clock decides; in tests, the tests'."""
         return self.clock.time() * 1000 if self._own_time else b""
 
     def send(self, messages: Sequence[Message], patience: float) -> None:
         """Store the messages whose ids are not there."""
-        for first in range(0, len(messages), BATCH):
-            self.node.call(self._pack_send(messages[first : first + BATCH]), SEND, patience)
+        for batch in _chunks(messages, _SEND_BATCH):
+            self.node.call(self._pack_send(batch), SEND, patience)
 
     def _pack_send(self, messages: Sequence[Message]) -> bytes:
         counts = {at: m.header.deliveries for at, m in enumerate(messages) if m.header.deliveries}
@@ -84,8 +86,8 @@ class Store:
             ) % (SEND.sha, len(tag), tag)
         parts = [b"*%d" % (6 + 2 * len(messages)), head]
         for message in messages:
-            id, value = pack_message(message)
-            parts.append(b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(id), id, len(value), value))
+            key, value = pack_message(message)
+            parts.append(b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value))
         return b"".join(parts)
 
     def claim(

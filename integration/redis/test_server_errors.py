@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -69,13 +70,19 @@ def test_a_wrong_password_is_told_at_once(server: RedisServer) -> None:
     transport.close()
 
 
-def test_a_user_with_its_own_keys_only_can_do_everything(server: RedisServer) -> None:
+@pytest.mark.parametrize("more", ["", "+client|unblock"])
+def test_a_user_as_documented_can_do_everything(server: RedisServer, more: str) -> None:
+    rules = "reset on >se-cret ~{taskline}* &{taskline}* +@all -@dangerous -@admin +info"
+    server.do("ACL", "SETUSER", "ann", *rules.split(), *more.split())
     url = f"redis://ann:se-cret@127.0.0.1:{server.port}"
     transport, backend = open_transport(url), open_backend(url)
     transport.ping()
     transport.send(messages(1))
     assert transport.ack(transport.receive(["mail"], 1, 30, 1, "w")) == []
     assert backend.wait(["x"], 0.01) == {}
+    for _ in range(2):
+        threading.Timer(0.05, transport.interrupt).start()
+        assert transport.receive(["mail"], 1, 30, 60, "w") == []
     transport.close()
     backend.close()
 

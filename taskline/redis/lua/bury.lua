@@ -1,9 +1,9 @@
--- ARGV: now, queue, number of receipts, receipts; then of each the letter's queue and the letter.
-local now, queue, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local kept, lost = held(4, 3 + number)
+-- ARGV: now, number of receipts, receipts; then of each its queue, the letter's, and the letter.
+local now, number = clock(ARGV[1]), tonumber(ARGV[2])
+local kept, lost = held(3, 2 + number)
 for _, each in ipairs(kept) do
-  local index = 4 + number + 2 * (each.index - 4)
-  local letter_queue, letter = ARGV[index], ARGV[index + 1]
+  local index = 3 + number + 3 * (each.index - 3)
+  local queue, letter_queue, letter = ARGV[index], ARGV[index + 1], ARGV[index + 2]
   local _, _, deliveries = struct.unpack('>ddI4I4', each.past)
   call('ZREM', P .. 'e:' .. queue, each.id)
   call('HDEL', P .. 'm', each.id)

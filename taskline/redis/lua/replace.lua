@@ -1,11 +1,11 @@
--- ARGV: now, queue, number of receipts, receipts; then the successor and its deliveries of each.
-local now, queue, number = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local kept, lost = held(4, 3 + number)
+-- ARGV: now, number of receipts, receipts; then the queue, successor and its deliveries of each.
+local now, number = clock(ARGV[1]), tonumber(ARGV[2])
+local kept, lost = held(3, 2 + number)
 for _, each in ipairs(kept) do
-  local index = 4 + number + 2 * (each.index - 4)
-  local value = ARGV[index]
+  local index = 3 + number + 3 * (each.index - 3)
+  local queue, value = ARGV[index], ARGV[index + 1]
   local _, _, deliveries = struct.unpack('>ddI4I4', each.past)
-  deliveries = math.max(deliveries, tonumber(ARGV[index + 1]))
+  deliveries = math.max(deliveries, tonumber(ARGV[index + 2]))
   call('ZREM', P .. 'e:' .. queue, each.id)
   call('HSET', P .. 'm', each.id, value)
   call('HSET', P .. 'h', each.id, history(0, deliveries, 0))

@@ -165,11 +165,12 @@ class Store:
         return self._exchange(BURY, {each: rest(letter) for each, letter in burials})
 
     def _exchange(self, script: Script, rests: dict[Delivery, list[Word]]) -> list[Delivery]:
+        """Not by queue: what is stored anew stands in the order of the batch."""
         lost = []
-        for queue, batch in _batches(list(rests)):
-            args: list[Word] = [self._now(), queue, len(batch), *(each.receipt for each in batch)]
+        for batch in _chunks(list(rests), BATCH):
+            args: list[Word] = [self._now(), len(batch), *(each.receipt for each in batch)]
             for each in batch:
-                args += rests[each]
+                args += (each.queue, *rests[each])
             lost += [batch[number] for number in self.node.run(script, *args)]
         return lost
 

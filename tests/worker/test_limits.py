@@ -73,7 +73,7 @@ def test_a_soft_timeout_that_is_not_caught_is_a_failure(app: Taskline, switch: S
         with pytest.raises(SoftTimeout, match=r"the soft time limit passed after 0\.\d s"):
             untidy.delay().get(timeout=30)
         assert healthy(app)
-        assert "sum(range(100))" in app.transport.dead_letters()[0].traceback
+        assert "in busy" in app.transport.dead_letters()[0].traceback
 
 
 def test_a_soft_timeout_is_retried_like_any_failure(app: Taskline, switch: Switch) -> None:

@@ -10,6 +10,7 @@ from integration.servers.redis import RedisServer
 from taskline.backends.redis import RedisBackend
 from taskline.clock import Clock
 from taskline.testing.backend_suite import BackendConformance
+from taskline.testing.key_suite import KeyStoreConformance
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.redis import RedisTransport
 
@@ -72,6 +73,27 @@ class TestRedisBackend(BackendConformance):
 
 
 class TestValkeyBackend(TestRedisBackend):
+    @pytest.fixture
+    def server(self, valkey_server: RedisServer) -> RedisServer:
+        return valkey_server
+
+
+class TestRedisKeys(KeyStoreConformance):
+    manual_clock = False
+    short = 0.4
+    early = 0.05
+
+    @pytest.fixture
+    def server(self, redis_server: RedisServer) -> RedisServer:
+        return redis_server
+
+    @pytest.fixture
+    def make_backend(self, server: RedisServer) -> Callable[[Clock], RedisBackend]:
+        store = own_store(server)
+        return lambda clock: RedisBackend.from_spec(store, clock)
+
+
+class TestValkeyKeys(TestRedisKeys):
     @pytest.fixture
     def server(self, valkey_server: RedisServer) -> RedisServer:
         return valkey_server

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskline.backends.base import Backend, Revocation
+from taskline.backends.keys import KeyStore
+from taskline.backends.redis_keys import RedisKeys
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import BackendError
 from taskline.message import Outcome
@@ -55,6 +57,7 @@ class RedisBackend(Backend):
         self._node = Node(location, clock, BackendError)
         self._interrupt = Interrupt()
         self._pushes = Pushes(self._node)
+        self._keys = RedisKeys(self._node, clock)
 
     @classmethod
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
@@ -129,6 +132,9 @@ class RedisBackend(Backend):
         args = (key, member, milliseconds(ttl))
         size: int = self._node.run(COUNT, *args, patience=self.location.timeout)
         return size
+
+    def keys(self) -> KeyStore:
+        return self._keys
 
     def ping(self) -> None:
         self._node.check()

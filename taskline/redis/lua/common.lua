@@ -8,6 +8,7 @@
 --   x  hash   id -> dead letter        c  hash  id -> its deliveries
 --   y  zset   dead ids by burial       y:<queue>  the same of one queue
 --   o:<id>  string  outcome            v, u, k:<key>  revocations, their cursor, counted sets
+--   l:<name>  hash  lock (see lock.lua)         g:<key>  hash  v value, t token of the call that set it
 local P = KEYS[1]
 local call = redis.call
 local SOME = 1000

@@ -1,0 +1,2 @@
+-- ARGV: name, ''. Answers with the lease, or nothing.
+return held

@@ -109,6 +109,7 @@ local function holding(receipt)
       and call('ZSCORE', P .. name, rid) then
     return rec, name, rid, rc
   end
+  if rec and call('HEXISTS', P .. name .. ':Q', rid) == 0 then drop(name, rid, rec) end
 end
 
 local function free(name, rid, rec, due)

@@ -15,10 +15,12 @@ CONNECT_TIMEOUT = 5.0
 """Seconds until a server that does not answer counts as unreachable."""
 
 
-def open_client(scheme: str, url: str, *, answer_timeout: float | None) -> Redis:
+def open_client(scheme: str, url: str, *, answer_timeout: float, retries: int) -> Redis:
     """A client for a `redis://` or `rediss://` URL; it connects when it is first used.
 
-    Raises `ConfigurationError` when redis-py is missing or the URL is none.
+    A command that finds its connection broken, as when the server was restarted since,
+    is tried again `retries` times: only where it may be done twice. Raises
+    `ConfigurationError` when redis-py is missing or the URL is none.
     """
     try:
         from redis import Redis
@@ -34,16 +36,18 @@ def open_client(scheme: str, url: str, *, answer_timeout: float | None) -> Redis
             protocol=2,
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=answer_timeout,
-            # A connection that has gone stale since it was last used is replaced once.
-            retry=Retry(NoBackoff(), 1),
+            retry=Retry(NoBackoff(), retries),
         )
     except ValueError as error:
         raise ConfigurationError(f"the {scheme} broker URL is wrong: {error}") from None
 
 
 @contextmanager
-def translated(server: str) -> Iterator[None]:
-    """Errors of the driver as `TransportError`, naming the server."""
+def translated(server: str, passing: tuple[str, ...] = ()) -> Iterator[None]:
+    """Errors of the driver as `TransportError`, naming the server.
+
+    `passing` are the first words of answers that may be other ones later.
+    """
     from redis import exceptions
 
     try:
@@ -58,7 +62,8 @@ def translated(server: str) -> Iterator[None]:
         hopeless = isinstance(error, exceptions.AuthenticationError)
         raise TransportError(f"{server}: {_line(error)}", retryable=not hopeless) from error
     except exceptions.RedisError as error:
-        raise TransportError(f"{server}: {_line(error)}", retryable=False) from error
+        line = _line(error)
+        raise TransportError(f"{server}: {line}", retryable=line.startswith(passing)) from error
 
 
 def _line(error: Exception) -> str:

@@ -268,7 +268,9 @@ def test_what_is_not_text_is_marked_base64_for_them(client: Client, broker: Open
     assert (marker, b64decode(rest)) == ("taskline-base64", b"\xff\x00\x81")
 
 
-def test_a_task_with_a_countdown_is_hidden_from_them(client: Client, app: Open, until: Open) -> None:
+def test_a_task_with_a_countdown_is_hidden_from_them(
+    client: Client, app: Open, until: Open
+) -> None:
     shop = app()
 
     @shop.task(name="shop.later")

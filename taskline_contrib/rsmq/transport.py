@@ -67,7 +67,7 @@ class RSMQTransport(Transport):
         if poll <= 0:
             raise ConfigurationError(f"rsmq option poll={poll:g}: it is more than 0 seconds")
         url = f"{'rediss' if tls else 'redis'}://{address}"
-        self._client = open_client("rsmq", url, answer_timeout=ANSWER_TIMEOUT)
+        self._client = open_client("rsmq", url, answer_timeout=ANSWER_TIMEOUT, retries=1)
         self._address = "rsmq" + hide_password(url).removeprefix("rediss").removeprefix("redis")
         self._prefix = f"{ns}:"
         self._script = self._client.register_script(_script())

@@ -261,8 +261,7 @@ class Commands:
         found = [
             job
             for job in everything[max(0, at - 1) : at + most]
-            if job.queue in given.get("queue", [job.queue])
-            and (not states or job.state in states)
+            if job.queue in given.get("queue", [job.queue]) and (not states or job.state in states)
         ]
         after = at + most if at + most < len(everything) else 0
         all_of_it = given.get("reply", [b"id"])[-1] == b"all"

@@ -195,7 +195,13 @@ def test_a_lease_whose_renewal_comes_too_late_is_refused(
 def test_queues_are_emptied_in_their_order(transport: DisqueTransport) -> None:
     """One GETJOB of several queues would take from each in turn."""
     transport.send([message(f"{queue}{n}", queue) for n in range(3) for queue in ("a", "b")])
-    assert [each.id for each in take(transport, "b", "a", limit=5)] == "b0 b1 b2 a0 a1".split()
+    assert [each.id for each in take(transport, "b", "a", limit=5)] == [
+        "b0",
+        "b1",
+        "b2",
+        "a0",
+        "a1",
+    ]
 
 
 def test_a_job_acknowledged_between_getjob_and_working_is_not_delivered(

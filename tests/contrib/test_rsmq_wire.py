@@ -18,7 +18,9 @@ def test_a_name_that_rsmq_allows_is_itself(queue: str) -> None:
     assert wire.to_rsmq(queue) == queue
 
 
-@pytest.mark.parametrize("queue", ["mail/ü", "a:Q", "QUEUES", "mail-dead", "taskline-x-6d", " ", ""])
+@pytest.mark.parametrize(
+    "queue", ["mail/ü", "a:Q", "QUEUES", "mail-dead", "taskline-x-6d", " ", ""]
+)
 def test_other_names_become_allowed_ones(queue: str) -> None:
     name = wire.to_rsmq(queue)
     assert name != queue

@@ -50,7 +50,7 @@ def test_every_entry_point_can_be_loaded() -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     groups = config["options.entry_points"]
-    assert set(groups) == {"console_scripts", "pytest11"}
+    assert set(groups) == {"console_scripts", "pytest11", "taskline.transports"}
     for group, text in groups.items():
         for line in text.strip().splitlines():
             name, _, value = (part.strip() for part in line.partition("="))

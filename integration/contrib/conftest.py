@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -12,18 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from rsmq_clients import missing
 
 pytest.importorskip("redis", reason="redis-py is not installed: pip install 'taskline[rsmq]'")
 
 START_WITHIN = 15.0
 """Seconds in which the server must listen."""
-
-
-def missing(what: str) -> None:
-    """Skip the test, or fail where everything has to be there."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import missing
-from rsmq_clients import CLIENTS, Missing, Refused
+from rsmq_clients import CLIENTS, Missing, Refused, missing
 
 from taskline import Taskline
 from taskline.clock import SYSTEM_CLOCK

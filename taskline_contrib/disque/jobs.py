@@ -8,6 +8,7 @@ import msgspec
 
 from taskline.errors import SerializationError
 from taskline.message import DeadLetter, split
+from taskline.transports.base import StoredMessage
 
 DEAD = "taskline:dead:"
 """In front of a queue's name: the queue of its dead letters."""
@@ -89,4 +90,20 @@ def shown(answer: list[Any]) -> Shown:
         again=int(fields[b"additional-deliveries"]),
         requeue_within=int(fields[b"next-requeue-within"] or 0) / 1000,
         body=fields[b"body"] or b"",
+    )
+
+
+def stored(queue: str, shown: Shown, now: float) -> StoredMessage:
+    """A job as `peek` shows it. `now` is Unix seconds."""
+    job, frame = read(shown.body, shown.job_id)
+    ready = shown.state == "queued"
+    waits = shown.delayed(now)
+    begun = 0 if ready or waits else 1
+    return StoredMessage(
+        id=job.id,
+        queue=queue,
+        state="ready" if ready else "delayed" if waits else "leased",
+        due=None if ready else now + shown.requeue_within,
+        deliveries=job.deliveries + shown.nacks + shown.again + begun,
+        frame=frame,
     )

@@ -15,7 +15,7 @@ from taskline.errors import ConfigurationError, TransportError
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.registry import Spec, options_of
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
-from taskline_contrib.disque import jobs
+from taskline_contrib.disque import jobs, letters
 from taskline_contrib.disque.jobs import Job
 from taskline_contrib.disque.nodes import PAGE, Nodes
 
@@ -222,7 +222,7 @@ class DisqueTransport(Transport):
             others = sorted(self._nodes.jobs(queue, "active"), key=lambda job: job.requeue_within)
             skip = max(0, offset - len(ready))
             page += others[skip : skip + limit - len(page)]
-        return [self._stored(queue, job, now) for job in page]
+        return [jobs.stored(queue, job, now) for job in page]
 
     def purge(self, queue: str) -> int:
         """What becomes due meanwhile may be purged as well."""
@@ -249,38 +249,34 @@ class DisqueTransport(Transport):
         self, queue: str | None = None, limit: int = 100, offset: int = 0
     ) -> list[DeadLetter]:
         """Of all queues: the newest `offset + limit` of each are read."""
-        names = (
-            [name for name in self._nodes.queues() if name.startswith(jobs.DEAD)]
-            if queue is None
-            else [jobs.DEAD + queue]
-        )
+        names = letters.queues(self._nodes) if queue is None else [jobs.DEAD + queue]
         most = -(offset + limit)
         found: dict[str, DeadLetter] = {}
         if most:
             pages = self._nodes.pipeline([("QPEEK", name, most) for name in names], strict=True)
-            letters = [_letter(*job) for page in pages for job in page]
-            for letter in sorted(letters, key=lambda each: each.at, reverse=True):
+            read = [letters.read(*job) for page in pages for job in page]
+            for letter in sorted(read, key=lambda each: each.at, reverse=True):
                 found.setdefault(letter.id, letter)
         return list(found.values())[offset : offset + limit]
 
     def dead_letter(self, id: str) -> DeadLetter | None:
         """Reads all dead letters until it is found."""
-        found = self._dead([id]).get(id)
-        return found[0][1] if found else None
+        found = letters.find(self._nodes, [id]).get(id)
+        return found[0].letter if found else None
 
     def requeue(self, messages: Sequence[Message]) -> list[str]:
         """Reads all dead letters. Of several who requeue one at once, one succeeds."""
-        dead = self._dead([message.header.id for message in messages])
+        dead = letters.find(self._nodes, [message.header.id for message in messages])
         requeued = []
         for message in messages:
-            letters = dead.pop(message.header.id, [])
-            if not letters:
+            found = dead.pop(message.header.id, [])
+            if not found:
                 continue
-            deliveries = max(number for _, _, number in letters)
+            deliveries = max(each.deliveries for each in found)
             queue, job, frame, delay = self._message(message, deliveries)
             # Parked until the letter is ours, so that a crash in between loses neither.
             (copy,) = self._add([(queue, job, frame, delay or PARKED)])
-            if not self._nodes.call("DELJOB", *(job_id for job_id, _, _ in letters)):
+            if not self._nodes.call("DELJOB", *(each.job_id for each in found)):
                 self._nodes.call("FASTACK", copy)
                 continue
             if not delay:
@@ -291,8 +287,8 @@ class DisqueTransport(Transport):
     def purge_dead(self, ids: Sequence[str]) -> int:
         """Reads all dead letters."""
         deletions = [
-            ("DELJOB", *(job_id for job_id, _, _ in letters))
-            for letters in self._dead(ids).values()
+            ("DELJOB", *(each.job_id for each in found))
+            for found in letters.find(self._nodes, ids).values()
         ]
         return sum(number > 0 for number in self._nodes.pipeline(deletions, strict=True))
 
@@ -415,49 +411,6 @@ class DisqueTransport(Transport):
                 job = jobs.shown(answer)
                 held[delivery.receipt] = job.state == "active" and job.nacks + job.again == count
         return held
-
-    def _stored(self, queue: str, shown: jobs.Shown, now: float) -> StoredMessage:
-        job, frame = jobs.read(shown.body, shown.job_id)
-        ready = shown.state == "queued"
-        waits = shown.delayed(now)
-        began = 0 if ready or waits else 1
-        return StoredMessage(
-            id=job.id,
-            queue=queue,
-            state="ready" if ready else "delayed" if waits else "leased",
-            due=None if ready else now + shown.requeue_within,
-            deliveries=job.deliveries + shown.nacks + shown.again + began,
-            frame=frame,
-        )
-
-    def _dead(self, ids: Sequence[str]) -> dict[str, list[tuple[str, DeadLetter, int]]]:
-        """By id, its dead letters: the job, what is in it, and the message's deliveries."""
-        wanted = set(ids)
-        found: dict[str, list[tuple[str, DeadLetter, int]]] = {}
-        for name in (
-            [name for name in self._nodes.queues() if name.startswith(jobs.DEAD)] if wanted else ()
-        ):
-            for shown in self._nodes.jobs(name, "queued"):
-                job, _ = jobs.read(shown.body, shown.job_id)
-                if job.id in wanted:
-                    letter = _letter(name.encode(), shown.job_id.encode(), shown.body)
-                    found.setdefault(job.id, []).append((shown.job_id, letter, job.deliveries))
-        for letters in found.values():
-            letters.sort(key=lambda each: each[1].at, reverse=True)
-        return found
-
-
-def _letter(queue: bytes, job_id: bytes, body: bytes) -> DeadLetter:
-    job, frame = jobs.read(body, job_id.decode())
-    if job.letter is not None:
-        return msgspec.structs.replace(job.letter, frame=frame)
-    return DeadLetter(
-        id=job.id,
-        queue=queue.decode().removeprefix(jobs.DEAD),
-        reason="put into the dead letters by another client of Disque",
-        at=0.0,
-        frame=frame,
-    )
 
 
 def _lost(

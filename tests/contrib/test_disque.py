@@ -17,7 +17,7 @@ from taskline.clock import SYSTEM_CLOCK, Clock, ManualClock
 from taskline.errors import ConfigurationError, NotSupported, TransportError
 from taskline.message import DeadLetter, Delivery, Header, Message, join
 from taskline.worker import Worker, WorkerOptions
-from taskline_contrib.disque import DisqueTransport
+from taskline_contrib.disque import DisqueTransport, letters
 
 Open = Callable[..., DisqueTransport]
 
@@ -283,14 +283,16 @@ def test_dead_letters_lie_in_a_queue_of_their_own_for_years(
     assert [(each.queue, each.ready, each.dead) for each in transport.stats()] == [("mail", 0, 1)]
 
 
-def test_of_two_who_requeue_one_succeeds(open_to: Open, server: DisqueServer) -> None:
+def test_of_two_who_requeue_one_succeeds(
+    open_to: Open, server: DisqueServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = open_to(server), open_to(server)
     one.send([message()])
     (held,) = take(one)
     one.bury([(held, letter(held))])
-    found = two._dead(["order-42"])
+    found = letters.find(two._nodes, ["order-42"])
     assert one.requeue([message(frame=b"one")]) == ["order-42"]
-    two._dead = lambda ids: found  # type: ignore[method-assign]
+    monkeypatch.setattr(letters, "find", lambda nodes, ids: found)
     assert two.requeue([message(frame=b"two")]) == []
     (again,) = take(one)
     assert (again.frame, again.deliveries) == (b"one", 2)

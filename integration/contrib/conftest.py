@@ -1,55 +1,20 @@
-"""A real redis-server for these tests: on a free port, in a directory of its own, killed after."""
-
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rsmq_clients import missing
 
-pytest.importorskip("redis", reason="redis-py is not installed: pip install 'taskline[rsmq]'")
-
-START_WITHIN = 15.0
-"""Seconds in which the server must listen."""
+from integration.conftest import server_or_skip
+from integration.servers.redis import RedisServer
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
-    """`host:port` of a server that nobody else uses."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        missing("no redis-server: apt-get install redis-server")
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="taskline-rsmq-") as directory:
-        process = subprocess.Popen(
-            [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            end = time.monotonic() + START_WITHIN
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > end:
-                        pytest.fail(f"{program} did not start")
-                    time.sleep(0.01)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.kill()
-            process.wait(START_WITHIN)
+    """`host:port` of a server that nobody else uses: these tests empty it."""
+    for server in server_or_skip(RedisServer):
+        yield f"127.0.0.1:{server.port}"
 
 
 @pytest.fixture

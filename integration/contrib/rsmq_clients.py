@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
+from integration.servers.redis import Missing
 
 VERSION = "0.12.4"
 """Of npm's rsmq."""
@@ -18,43 +18,43 @@ INSTALL_WITHIN = 180.0
 """Seconds."""
 
 
-def missing(what: str) -> None:
-    """Skip the test, or fail where everything has to be there."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 class Refused(Exception):
     """The client answered with an error; the message is its name."""
 
 
-class Missing(Exception):
-    """A client is not there; the message says how to get it."""
-
-
 def npm_modules() -> Path:
-    """The folder with npm's rsmq, installed there at the first call on this machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(tempfile.gettempdir()))
-    home = cache / f"taskline-tests-rsmq-{VERSION}-{os.getuid()}"
-    modules = home / "node_modules"
+    """The folder with npm's rsmq, installed into the user's cache at the first call."""
     if shutil.which("node") is None:
         raise Missing("no node: apt-get install nodejs npm")
-    if not (modules / "rsmq" / "index.js").exists():
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskline-tests"
+    home = cache / f"rsmq-{VERSION}"
+    if not home.exists():
         if shutil.which("npm") is None:
             raise Missing("no npm: apt-get install npm")
-        home.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            ["npm", "install", "--prefix", str(home), "--no-audit", "--no-fund", f"rsmq@{VERSION}"],
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_WITHIN,
-            check=False,
-        )
-        if done.returncode:
-            line = " ".join(done.stderr.split())[-200:]
-            raise Missing(f"npm install rsmq@{VERSION} failed ({line}): is a registry reachable?")
-    return modules
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as directory:
+            # Other processes may install it at the same time; one of them puts it in place.
+            fresh = Path(directory) / "rsmq"
+            fresh.mkdir()
+            done = subprocess.run(
+                [
+                    *("npm", "install", "--prefix", str(fresh), "--no-audit", "--no-fund"),
+                    f"rsmq@{VERSION}",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=INSTALL_WITHIN,
+                check=False,
+            )
+            if done.returncode:
+                line = " ".join(done.stderr.split())[-200:]
+                raise Missing(f"npm install rsmq@{VERSION} failed: is a registry reachable? {line}")
+            try:
+                fresh.rename(home)
+            except OSError:
+                if not home.exists():
+                    raise
+    return home / "node_modules"
 
 
 class Npm:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsmq_clients import CLIENTS, Missing, Refused, missing
 
+from integration.contrib.rsmq_clients import CLIENTS, Refused
+from integration.servers.redis import Missing, demanded
 from taskline import Taskline
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import TransportError
@@ -29,8 +30,9 @@ def _client(request: pytest.FixtureRequest, redis_server: str) -> Iterator[Clien
     try:
         client = CLIENTS[request.param](int(redis_server.rpartition(":")[2]))
     except Missing as error:
-        missing(str(error))
-        return
+        if demanded():
+            raise
+        pytest.skip(str(error))
     yield client
     client.close()
 

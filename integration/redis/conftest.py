@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from itertools import count
@@ -35,6 +36,17 @@ def redis_server() -> Iterator[RedisServer | Running]:
 def valkey_server() -> Iterator[RedisServer]:
     """A Valkey for tests that need nothing special."""
     yield from server_or_skip(lambda: RedisServer(program=valkey_program()))
+
+
+@pytest.fixture(scope="session")
+def redis_nodes(redis_server: RedisServer) -> Iterator[list[RedisServer]]:
+    """Three servers."""
+    with contextlib.ExitStack() as stack:
+        more = [server_or_skip(RedisServer) for _ in range(2)]
+        yield [
+            redis_server,
+            *(stack.enter_context(contextlib.contextmanager(lambda it=it: it)()) for it in more),
+        ]
 
 
 @pytest.fixture

@@ -57,6 +57,22 @@ class TestRedisTransportInServerTime(TestRedisTransport):
     early = 0.05
 
 
+class TestSeveralNodes(TestRedisTransport):
+    """Three servers that know nothing of each other."""
+
+    histories = 10
+
+    @pytest.fixture
+    def make_transport(self, redis_nodes: list[RedisServer]) -> Callable[[Clock], RedisTransport]:
+        name = f"?namespace=conformance-{os.getpid()}-{next(_numbers)}"
+        urls = [f"{server.url}{name}" for server in redis_nodes]
+        return lambda clock: RedisTransport.from_spec(urls, clock)
+
+    @pytest.fixture
+    def make_shared_backend(self) -> None:
+        return None
+
+
 class TestRedisBackend(BackendConformance):
     manual_clock = False
     short = 0.4
@@ -97,3 +113,19 @@ class TestValkeyKeys(TestRedisKeys):
     @pytest.fixture
     def server(self, valkey_server: RedisServer) -> RedisServer:
         return valkey_server
+
+
+class TestBackendOfSeveralNodes(TestRedisBackend):
+    @pytest.fixture
+    def make_backend(self, redis_nodes: list[RedisServer]) -> Callable[[Clock], RedisBackend]:
+        name = f"?namespace=conformance-{os.getpid()}-{next(_numbers)}"
+        urls = [f"{server.url}{name}" for server in redis_nodes]
+        return lambda clock: RedisBackend.from_spec(urls, clock)
+
+
+class TestKeysOfSeveralNodes(TestRedisKeys):
+    @pytest.fixture
+    def make_backend(self, redis_nodes: list[RedisServer]) -> Callable[[Clock], RedisBackend]:
+        name = f"?namespace=conformance-{os.getpid()}-{next(_numbers)}"
+        urls = [f"{server.url}{name}" for server in redis_nodes]
+        return lambda clock: RedisBackend.from_spec(urls, clock)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 import select
+from binascii import crc32
+from collections.abc import Sequence
 
 from taskline.backends.keys import (
     GREATEST,
@@ -100,6 +102,54 @@ class RedisKeys(KeyStore):
 
     def _command(self, *words: Word) -> Reply:
         return self._node.command(*words, patience=self._patience)
+
+
+def key_store(stores: Sequence[KeyStore]) -> KeyStore:
+    """One of these, or all as one."""
+    return stores[0] if len(stores) == 1 else _SpreadKeys(stores)
+
+
+class _SpreadKeys(KeyStore):
+    """The key stores of several servers: each name has its own, whether it answers or not."""
+
+    def __init__(self, stores: Sequence[KeyStore]) -> None:
+        self._stores = stores
+
+    def _of(self, name: str) -> KeyStore:
+        return self._stores[crc32(name.encode()) % len(self._stores)]
+
+    def get(self, key: str) -> bytes | None:
+        return self._of(key).get(key)
+
+    def set(self, key: str, value: bytes, ttl: float | None, *, if_absent: bool = False) -> bool:
+        return self._of(key).set(key, value, ttl, if_absent=if_absent)
+
+    def delete(self, key: str) -> bool:
+        return self._of(key).delete(key)
+
+    def increment(self, key: str, by: int, ttl: float | None) -> int:
+        return self._of(key).increment(key, by, ttl)
+
+    def ttl(self, key: str) -> float | None:
+        return self._of(key).ttl(key)
+
+    def expire(self, key: str, ttl: float | None) -> bool:
+        return self._of(key).expire(key, ttl)
+
+    def acquire(self, name: str, token: str, ttl: float) -> Lease:
+        return self._of(name).acquire(name, token, ttl)
+
+    def renew(self, name: str, token: str, ttl: float) -> bool:
+        return self._of(name).renew(name, token, ttl)
+
+    def release(self, name: str, token: str) -> bool:
+        return self._of(name).release(name, token)
+
+    def holder(self, name: str) -> Lease | None:
+        return self._of(name).holder(name)
+
+    def watch(self, name: str) -> Watch:
+        return self._of(name).watch(name)
 
 
 def _lease(answer: Reply) -> Lease:

@@ -36,6 +36,16 @@ class Push(list[Any]):
 class Lost(Exception):
     """The connection broke, or could not be made; the message says how."""
 
+    def __init__(self, reason: str, *, silent: bool = False) -> None:
+        """`silent`: nothing was heard for the whole time-out."""
+        super().__init__(reason)
+        self.silent = silent
+
+
+def lost(error: Exception, location: Location) -> Lost:
+    """What an error of a socket means."""
+    return Lost(_reason(error, location), silent=isinstance(error, TimeoutError))
+
 
 def pack(words: Iterable[Word]) -> bytes:
     """A command as it is sent."""
@@ -58,7 +68,7 @@ class Connection:
         try:
             self._socket = _connect(location)
         except OSError as error:
-            raise Lost(_reason(error, location)) from None
+            raise lost(error, location) from None
         self._reader = cast("BufferedReader", self._socket.makefile("rb", 65536))
         try:
             self._log_in(protocol)
@@ -81,14 +91,14 @@ class Connection:
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise Lost(_reason(error, self.location)) from None
+            raise lost(error, self.location) from None
 
     def read(self) -> Reply:
         """The next answer; an error of the server is raised."""
         try:
             reply = self._read()
         except (OSError, ValueError) as error:
-            raise Lost(_reason(error, self.location)) from None
+            raise lost(error, self.location) from None
         if isinstance(reply, ServerError):
             raise reply
         return reply

@@ -34,6 +34,11 @@ REMEDIES = {
 LASTING = {"OOM", "NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "ERR"}
 
 
+ONE_OUTAGE = 10.0
+"""Seconds for which losses of connections to one server are told once in a process."""
+_told: dict[str, float] = {}
+
+
 class Node:
     """Any thread may use it. `error` is the class of the errors that it raises."""
 
@@ -72,8 +77,9 @@ class Node:
     ) -> Reply:
         """Send a packed command, answer with its reply.
 
-        On a lost connection it is sent once more at once, and with pauses that
-        grow for `patience` seconds; then `TransportError` is raised.
+        On a lost connection it is sent once more at once (not to a server that was
+        silent for the whole time-out), and with pauses that grow for `patience`
+        seconds; then `TransportError` is raised.
         """
         until = None
         pause = BACKOFF_FIRST
@@ -84,8 +90,8 @@ class Node:
                 lasting = isinstance(error, ServerError) and error.code not in BUSY
                 now = self.clock.monotonic()
                 if until is None and not lasting:
-                    until, immediately = now + patience, isinstance(error, Lost)
-                    if immediately:
+                    until = now + patience
+                    if isinstance(error, Lost) and not error.silent:
                         data = again or data
                         continue
                 if lasting or until is None or now + pause > until:
@@ -131,7 +137,7 @@ class Node:
             return Connection(self.location, protocol)
         except Lost as error:
             self._trouble = ""
-            raise Lost(f"cannot connect: {error}") from None
+            raise Lost(f"cannot connect: {error}", silent=error.silent) from None
 
     def _note(self, reason: str) -> None:
         # The others of a server that went away are of no use either.
@@ -141,8 +147,14 @@ class Node:
     def _calm(self) -> None:
         """The connection was made anew at once. Longer troubles are told by those who see them."""
         trouble, self._trouble = self._trouble, ""
+        if self.clock.monotonic() < _told.get(str(self.location), 0.0) + ONE_OUTAGE:
+            return
+        self._tell()
         log.warning("the connection to %s was lost: %s", self.location, trouble)
         log.info("connected to %s again", self.location)
+
+    def _tell(self) -> None:
+        _told[str(self.location)] = self.clock.monotonic()
 
     def translate(self, error: Exception) -> TransportError:
         """The error as callers see it: one line with the server's name and a remedy."""
@@ -153,6 +165,7 @@ class Node:
             return self._error(
                 f"Redis at {self.location}: {text}", retryable=error.code not in LASTING
             )
+        self._tell()
         return self._error(f"Redis at {self.location}: {error}")
 
     def check(self) -> dict[str, str]:

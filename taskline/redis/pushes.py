@@ -84,16 +84,16 @@ class Pushes:
         if push[0] == b"smessage":
             self._arrived[push[1]] = push[2]
 
-    def wait(self, interrupt: Interrupt, seconds: float) -> None:
-        """Return when something was pushed, on an interrupt, or after some time."""
+    def watching(self) -> int | None:
+        """The descriptor that tells of a push; None when one has come, or nothing is watched."""
         connection = self._connection
         if connection is None or self._arrived or connection.pending:
-            return
-        poll = select.poll()
-        poll.register(interrupt.fileno(), select.POLLIN)
-        poll.register(connection.fileno(), select.POLLIN)
-        ready = dict(poll.poll(seconds * 1000))
-        if connection.fileno() in ready and not connection.pending:
+            return None
+        return connection.fileno()
+
+    def stirred(self) -> None:
+        """The descriptor told of something."""
+        if self._connection is not None and not self._connection.pending:
             self._next_check = 0.0  # It was closed, perhaps; asking will tell.
 
     def close(self) -> None:
@@ -103,3 +103,18 @@ class Pushes:
         self._watched.clear()
         if connection is not None:
             connection.close()
+
+
+def wait_for_push(all_pushes: Collection[Pushes], interrupt: Interrupt, seconds: float) -> None:
+    """Return when something was pushed, on an interrupt, or after some time."""
+    watched = {each.watching(): each for each in all_pushes}
+    if None in watched:
+        return
+    poll = select.poll()
+    poll.register(interrupt.fileno(), select.POLLIN)
+    for descriptor in watched:
+        if descriptor is not None:
+            poll.register(descriptor, select.POLLIN)
+    for descriptor, _ in poll.poll(seconds * 1000):
+        if descriptor in watched:
+            watched[descriptor].stirred()

@@ -109,7 +109,7 @@ class Store:
                 break
             except Lost as error:
                 self._doubtful = True
-                if last:
+                if last or error.silent:
                     raise self.node.translate(error) from None
             except ServerError as error:
                 raise self.node.translate(error) from None

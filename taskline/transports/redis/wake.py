@@ -40,23 +40,23 @@ class Listener:
             raise self._fail(error) from None
         return self._connection.fileno()
 
-    def answer(self) -> bool:
-        """Read the answer: whether a bell was taken."""
+    def answer(self) -> None:
+        """Read the answer, which is a bell or nothing: who waited looks in either case."""
         assert self._connection is not None
         try:
-            return self._connection.read() is not None
+            self._connection.read()
         except (Lost, ServerError) as error:
             raise self._fail(error) from None
 
-    def give_up(self) -> bool:
-        """End the wait before its time; true if a bell was taken all the same."""
+    def give_up(self) -> None:
+        """End the wait before its time."""
         try:
             self.node.command("CLIENT", "UNBLOCK", self._client)
         except TransportError:
             # Not allowed, or not connected: without the connection, nothing is waited for.
             self.close()
-            return True
-        return self.answer()
+        else:
+            self.answer()
 
     def late(self) -> TransportError:
         """The error of an answer that did not come."""
@@ -74,20 +74,33 @@ class Listener:
 
 def wait_for_bell(
     listeners: Sequence[Listener], queues: Sequence[str], interrupt: Interrupt, seconds: float
-) -> bool:
-    """Wait for a bell of any node; false when the time is over or the interrupt came.
+) -> list[tuple[Listener, TransportError]]:
+    """Wait for a bell of any node, for the interrupt, or for some seconds.
 
-    True means: look, there may be something.
+    Returns the listeners that failed, with their errors.
     """
+    failed: list[tuple[Listener, TransportError]] = []
+    waiting: dict[int, Listener] = {}
     poll = select.poll()
     poll.register(interrupt.fileno(), select.POLLIN)
-    waiting = {each.ask(queues, seconds): each for each in listeners}
-    for descriptor in waiting:
-        poll.register(descriptor, select.POLLIN)
-    ready = {descriptor for descriptor, _ in poll.poll((seconds + GRACE) * 1000)}
-    if not ready:
-        raise next(iter(waiting.values())).late()
-    rung = False
+    for listener in listeners:
+        try:
+            descriptor = listener.ask(queues, seconds)
+        except TransportError as error:
+            failed.append((listener, error))
+        else:
+            waiting[descriptor] = listener
+            poll.register(descriptor, select.POLLIN)
+    patience = 0.0 if failed else seconds + (GRACE if waiting else 0.0)
+    ready = {descriptor for descriptor, _ in poll.poll(patience * 1000)}
     for descriptor, listener in waiting.items():
-        rung |= listener.answer() if descriptor in ready else listener.give_up()
-    return rung
+        try:
+            if descriptor in ready:
+                listener.answer()
+            elif ready or failed:
+                listener.give_up()
+            else:
+                raise listener.late()
+        except TransportError as error:
+            failed.append((listener, error))
+    return failed

@@ -5,6 +5,7 @@ Why not redis-py: docs/decisions/redis-connection.md.
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from collections.abc import Iterable
@@ -113,7 +114,7 @@ class Connection:
 
     @property
     def pending(self) -> bool:
-        """Whether an answer may be read without the socket becoming readable."""
+        """Whether an answer can be read at once."""
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return True
         self._socket.setblocking(False)
@@ -124,9 +125,12 @@ class Connection:
         finally:
             self._socket.settimeout(self.location.timeout)
 
-    def set_timeout(self, seconds: float) -> None:
-        """Wait for answers this long."""
-        self._socket.settimeout(seconds)
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed it; asked while no answer is due."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0)) and not self.pending
 
     def close(self) -> None:
         """Give the socket back."""

@@ -35,6 +35,12 @@ class Pushes:
         are read again every `recheck` seconds, and on a new connection.
         """
         try:
+            if self._connection is not None:
+                try:
+                    yield from self._look(keys, now, recheck)
+                    return
+                except Lost:
+                    self.close()
             yield from self._look(keys, now, recheck)
         except (Lost, ServerError) as error:
             self.close()

@@ -30,6 +30,8 @@ class Listener:
 
     def ask(self, queues: Sequence[str], seconds: float) -> int:
         """Begin to wait; returns the descriptor that tells of an answer."""
+        if self._connection is not None and self._connection.ended:
+            self.close()
         try:
             if self._connection is None:
                 self._connection = self.node.connect()
@@ -45,7 +47,10 @@ class Listener:
         assert self._connection is not None
         try:
             self._connection.read()
-        except (Lost, ServerError) as error:
+        except Lost:
+            # Whoever looks now learns whether the server is there.
+            self.close()
+        except ServerError as error:
             raise self._fail(error) from None
 
     def give_up(self) -> None:

@@ -36,6 +36,35 @@ def test_a_url_names_a_server(url: str, location: Location) -> None:
     assert found == location
 
 
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        (
+            "redis+sentinel://:pw@a,b:1/mymaster/2?sentinel_password=s&timeout=9",
+            Location(
+                "b", 1, password="pw", database=2, timeout=9.0, seeds=(("a", 26379), ("b", 1)),
+                service="mymaster", sentinel_password="s",
+            ),
+        ),
+        ("redis+cluster://a,b:1", Location("b", 1, seeds=(("a", 6379), ("b", 1)))),
+        ("rediss+cluster://a", Location("a", tls=TLS(), seeds=(("a", 6379),))),
+    ],
+)  # fmt: skip
+def test_a_url_names_those_who_know_the_server(url: str, location: Location) -> None:
+    assert TRANSPORTS.find(url)[1] == url
+    assert locate(url) == [location]
+
+
+def test_a_store_has_parts_in_a_cluster() -> None:
+    found = locate("redis+cluster://a?namespace=shop&partitions=3")
+    assert [each.namespace for each in found] == ["shop/0", "shop/1", "shop/2"]
+
+
+def test_hosts_are_shown_without_the_password() -> None:
+    (location,) = locate("redis+sentinel://:pw@a,b:1/mymaster")
+    assert str(location) == "redis+sentinel://a:26379,b:1/mymaster"
+
+
 def test_the_connector_of_sergeant_is_understood() -> None:
     node = {"host": "localhost", "port": 6379, "password": None, "database": 0}
     assert locate({"type": "redis", "params": {"nodes": [node]}}) == [Location()]
@@ -56,6 +85,9 @@ def test_the_connector_of_sergeant_is_understood() -> None:
         ("redis://cache?namespace=a{b}", "braces"),
         ("rediss://cache?tls_verify=maybe", "tls_verify='maybe'"),
         ("unix://", "path of a socket"),
+        ("redis+sentinel://a,b", "needs the name of the master"),
+        ("redis+cluster://a?sentinel_password=x", "no option 'sentinel_password'"),
+        ("redis+cluster://a?db=1&partitions=2", "no databases"),
         (["redis://cache", "redis://cache"], "named twice"),
         (["redis://a?namespace=x", "redis://b"], "one namespace"),
         ({"type": "redis", "nodes": []}, "'nodes'"),

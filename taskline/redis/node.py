@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from taskline.clock import Clock
 from taskline.errors import TransportError
 from taskline.redis.connection import Connection, Lost, Reply, ServerError, Word, pack
+from taskline.redis.discovery import connect
 from taskline.redis.location import Location
 from taskline.redis.script import Script
 
@@ -19,8 +20,20 @@ BACKOFF_FIRST, BACKOFF_MAX = 0.05, 1.0
 OLDEST = (7, 0)
 """The oldest version of Redis that has all commands in use."""
 
-BUSY = {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "READONLY", "UNBLOCKED"}
+BUSY = {
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY",
+    "READONLY",
+    "UNBLOCKED",
+    "MOVED",
+    "ASK",
+}
 """Answers of a server that may answer otherwise soon."""
+ELSEWHERE = {"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "UNBLOCKED"}
+"""Answers of a server that may not be the one any more: it is looked for again."""
 REMEDIES = {
     "OOM": "maxmemory is reached: let workers drain the queues, or raise maxmemory",
     "MISCONF": "the server cannot write to its disk: free space, or see the server's log",
@@ -118,7 +131,7 @@ class Node:
             self._note(str(error))
             raise
         except ServerError as error:
-            if error.code in ("READONLY", "LOADING", "MASTERDOWN"):
+            if error.code in ELSEWHERE:
                 connection.close()
                 self.disconnect()
             else:
@@ -134,7 +147,7 @@ class Node:
         if self._closed:
             raise self._error(f"the connection to {self.location} was closed", retryable=False)
         try:
-            return Connection(self.location, protocol)
+            return connect(self.location, protocol)
         except Lost as error:
             self._trouble = ""
             raise Lost(f"cannot connect: {error}", silent=error.silent) from None

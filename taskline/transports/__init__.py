@@ -16,6 +16,10 @@ TRANSPORTS: Registry[Transport] = Registry(
         "rediss": Kind("taskline.transports.redis:RedisTransport"),
         "unix": Kind("taskline.transports.redis:RedisTransport"),
         "redis+unix": Kind("taskline.transports.redis:RedisTransport"),
+        "redis+sentinel": Kind("taskline.transports.redis:RedisTransport"),
+        "rediss+sentinel": Kind("taskline.transports.redis:RedisTransport"),
+        "redis+cluster": Kind("taskline.transports.redis:RedisTransport"),
+        "rediss+cluster": Kind("taskline.transports.redis:RedisTransport"),
         "sqlite": Kind("taskline.transports.sqlite:SQLiteTransport"),
     },
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from taskline.errors import TransportError
 from taskline.redis.connection import Connection, Lost, ServerError, pack
 from taskline.redis.interrupt import Interrupt
-from taskline.redis.node import Node
+from taskline.redis.node import ELSEWHERE, Node
 
 GRACE = 2.0
 """Seconds for which the server's answer may be late before the connection counts as lost."""
@@ -51,7 +51,9 @@ class Listener:
             # Whoever looks now learns whether the server is there.
             self.close()
         except ServerError as error:
-            raise self._fail(error) from None
+            if error.code not in ELSEWHERE:
+                raise self._fail(error) from None
+            self.close()
 
     def give_up(self) -> None:
         """End the wait before its time."""

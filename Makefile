@@ -12,7 +12,7 @@ export MYPY_CACHE_DIR ?= .mypy_cache
 export NO_MKDOCS_2_WARNING = true
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all lint types pytest coverage format docs demo bench constraints clean
+.PHONY: help env test test-all lint types pytest coverage format docs demo bench bench-redis constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ demo: .venv-demo/.stamp ## count the standard library while a worker process is 
 
 bench: ## measure Taskline beside its peers; BENCH="--only drain --rounds 1" picks
 	$(PYTHON) -m benchmarks $(BENCH)
+
+bench-redis: ## the same on Redis alone
+	$(PYTHON) -m benchmarks --store redis $(BENCH)
 
 constraints: ## pin the newest versions of everything (uv must be installed)
 	printf 'setuptools\ntox\n' | uv pip compile --quiet --universal --python-version 3.10 --all-extras \

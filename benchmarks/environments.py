@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"
 
 
+class CannotInstall(Exception):
+    """A peer's environment cannot be made; the message says which."""
+
+
 def dependencies(peer: str) -> list[str]:
     """What a peer's module says it needs, in the manner of PEP 723."""
     source = (PEERS / f"{peer}.py").read_text()
@@ -25,7 +29,10 @@ def dependencies(peer: str) -> list[str]:
 
 
 def python(peer: str) -> Path:
-    """The interpreter of a peer's environment, which is made when it is missing or outdated."""
+    """The interpreter of a peer's environment, which is made when it is missing or outdated.
+
+    Raises `CannotInstall`.
+    """
     needed = dependencies(peer)
     home = ROOT / ".venv-bench" / peer
     stamp = home / "dependencies.txt"
@@ -43,6 +50,8 @@ def python(peer: str) -> Path:
         needed = [name for name in needed if name != "taskline"]
         pip += ["--editable", str(ROOT)]
     constraints = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt")} if ours else {}
-    subprocess.run(pip + needed, check=True, env=os.environ | constraints)
+    installed = subprocess.run(pip + needed, check=False, env=os.environ | constraints)
+    if installed.returncode != 0:
+        raise CannotInstall(f"{peer}: pip could not install {', '.join(needed)}")
     stamp.write_text(recipe)
     return interpreter

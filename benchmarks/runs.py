@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,9 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import PEERS, python
+from benchmarks.environments import PEERS, CannotInstall, python
+from integration.servers.redis import RedisServer
 
 Figures = dict[str, Any]
+LIMIT = 900
+"""Seconds that one run may take."""
+
+
+class Failed(Exception):
+    """A peer could not be measured; the message says why."""
 
 
 @dataclass
@@ -29,48 +37,76 @@ class Scenario:
     durability: str = "normal"
     also: set[str] = field(default_factory=set)
     """Peers that can be measured in this alone."""
+    alone: bool = False
+    """Only Taskline is measured."""
 
 
 def measure(peer: str, scenario: Scenario) -> Figures:
-    """One run in a directory of its own."""
+    """One run in a directory, and on a server, of its own; raises `Failed`."""
+    with contextlib.ExitStack() as stack:
+        address = ""
+        if peer.endswith("_redis"):
+            server = RedisServer()
+            stack.enter_context(server)
+            address = f"{server.url}/0"
+        return run(peer, scenario, address)
+
+
+def run(peer: str, scenario: Scenario, address: str) -> Figures:
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
     environment = os.environ | {
         "BENCH_DIRECTORY": str(directory),
         "BENCH_RESULTS": "1" if scenario.results else "0",
         "BENCH_DURABILITY": scenario.durability,
+        "BENCH_REDIS": address,
         "PYTHONDONTWRITEBYTECODE": "",
     }
-    command = [
-        str(python(peer)),
-        str(PEERS / "run.py"),
-        peer,
-        scenario.command,
-        json.dumps(scenario.arguments),
-    ]
     try:
-        run = subprocess.run(
-            command, env=environment, cwd=directory, capture_output=True, text=True, check=False
+        command = [str(python(peer)), str(PEERS / "run.py"), peer, scenario.command]
+        ended = subprocess.run(
+            [*command, json.dumps(scenario.arguments)],
+            env=environment,
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT,
         )
-        if run.returncode != 0:
+        if ended.returncode != 0:
             log = directory / "worker.log"
             tail = log.read_text()[-2000:] if log.exists() else ""
-            raise SystemExit(f"{peer}, {scenario.title}:\n{run.stderr}{tail}")
-        figures: Figures = json.loads(run.stdout.splitlines()[-1])
+            raise Failed(f"{peer}, {scenario.title}:\n{ended.stderr[-2000:]}{tail}")
+        figures: Figures = json.loads(ended.stdout.splitlines()[-1])
         return figures
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{peer}, {scenario.title}: not done within {LIMIT} s") from None
+    except CannotInstall as error:
+        raise Failed(str(error)) from None
     finally:
         shutil.rmtree(directory)
 
 
 def interleaved(peers: list[str], scenario: Scenario, rounds: int) -> dict[str, Figures]:
-    """The medians of each peer over some rounds; every second round goes backwards."""
+    """The medians of each peer over some rounds; every second round goes backwards.
+
+    A peer that fails is told of at once, and its figures are `failed` alone.
+    """
+    failed: dict[str, str] = {}
     runs: dict[str, list[Figures]] = {peer: [] for peer in peers}
     for number in range(rounds):
         for peer in peers if number % 2 == 0 else reversed(peers):
-            runs[peer].append(measure(peer, scenario))
+            try:
+                runs[peer].append(measure(peer, scenario))
+            except Failed as error:
+                print(f"FAILED: {error}", file=sys.stderr, flush=True)
+                failed.setdefault(peer, str(error).strip().splitlines()[-1][:200])
     spread = {peer: spread_of(all_figures) for peer, all_figures in runs.items()}
     text = ", ".join(f"{peer} {value}" for peer, value in spread.items())
     print(f"  {scenario.title}: {text}", file=sys.stderr, flush=True)
-    return {peer: median(all_figures) for peer, all_figures in runs.items()}
+    return {
+        peer: {"failed": failed[peer]} if peer in failed else median(all_figures)
+        for peer, all_figures in runs.items()
+    }
 
 
 def median(runs: list[Figures]) -> Figures:
@@ -86,6 +122,8 @@ def median(runs: list[Figures]) -> Figures:
 
 def spread_of(runs: list[Figures]) -> str:
     """The first figure of every run, for the eye."""
+    if not runs:
+        return "failed"
     if not runs[0]:
         return "cannot"
     key = next(iter(runs[0]))

@@ -9,22 +9,31 @@ all processes of a machine share.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from counting import Counters
 
 DIRECTORY = Path(os.environ.get("BENCH_DIRECTORY", "."))
 RESULTS = os.environ.get("BENCH_RESULTS") == "1"
 DURABILITY = os.environ.get("BENCH_DURABILITY", "normal")
 """`normal`: what was sent survives the death of every process; `full`: a power cut too."""
+REDIS = os.environ.get("BENCH_REDIS", "")
+"""The URL of an empty server, for those that need one."""
 TARGET = int(os.environ.get("BENCH_TARGET", "0"))
 READY = DIRECTORY / "ready"
 DONE = DIRECTORY / "done"
+TOGETHER = DIRECTORY / "together"
+"""It exists while several processes work, each of which counts in a file of its own there."""
+_NOTE = struct.Struct("dq")
 PATIENCE = 300.0
 
 
@@ -35,13 +44,18 @@ class Marks:
         self.count = 0
         self.first = 0.0
         self.delays: list[float] = []
+        self._note: mmap.mmap | None = None
 
     def tick(self) -> int:
         """A task that does nothing ran; it returns something, for a result to be stored."""
         if self.count == 0:
             self.first = time.monotonic()
+            if TOGETHER.exists():
+                self._note = self._open()
         self.count += 1
-        if self.count == TARGET:
+        if self._note is not None:
+            _NOTE.pack_into(self._note, 0, self.first, self.count)
+        elif self.count == TARGET:
             self._write(time.monotonic())
         return self.count
 
@@ -54,6 +68,11 @@ class Marks:
         self.delays.append(now - sent)
         if len(self.delays) == TARGET:
             self._write(now)
+
+    def _open(self) -> mmap.mmap:
+        with (TOGETHER / str(os.getpid())).open("w+b") as file:
+            file.truncate(_NOTE.size)
+            return mmap.mmap(file.fileno(), _NOTE.size)
 
     def _write(self, last: float) -> None:
         draft = DONE.with_suffix(".draft")
@@ -68,7 +87,9 @@ class Peer:
     """One system under measurement."""
 
     lacks: tuple[str, ...] = ()
-    """`results` where it keeps none."""
+    """`results` where it keeps none, `bulk` where it sends one by one only."""
+    scale = 1.0
+    """Of the number of tasks that are drained: less for a system that would take minutes."""
 
     def prepare(self) -> None:
         """Make ready to send: open what the first send would open."""
@@ -80,10 +101,14 @@ class Peer:
         """Send one task that calls `marks.tick`."""
         raise NotImplementedError
 
-    def send_many(self, count: int) -> None:
-        """Send many such tasks as the system's users would; by default one by one."""
+    def send_each(self, count: int) -> None:
+        """Send many such tasks, one call for each."""
         for _ in range(count):
             self.send_noop()
+
+    def send_many(self, count: int) -> None:
+        """Send many such tasks as the system's users would; by default one by one."""
+        self.send_each(count)
 
     def send_late(self, sent: float) -> object:
         """Send one task that calls `marks.late(sent)`."""
@@ -157,12 +182,13 @@ def status(pid: int, field: str) -> float:
 def enqueue(peer: Peer, n: int) -> dict[str, Any]:
     peer.prepare()
     start = time.perf_counter()
-    for _ in range(n):
-        peer.send_noop()
+    peer.send_each(n)
     return {"per_second": n / (time.perf_counter() - start)}
 
 
 def bulk(peer: Peer, n: int) -> dict[str, Any]:
+    if "bulk" in peer.lacks:
+        return {}
     peer.prepare()
     peer.fill(n)
     start = time.perf_counter()
@@ -172,6 +198,7 @@ def bulk(peer: Peer, n: int) -> dict[str, Any]:
 
 def drain(peer: Peer, n: int) -> dict[str, Any]:
     """From the start of the first task until the queue is empty, acknowledgements included."""
+    n = scaled(peer, n)
     peer.prepare()
     peer.send_many(n)
     with running(peer.worker(), n) as process:
@@ -183,6 +210,68 @@ def drain(peer: Peer, n: int) -> dict[str, Any]:
         peak = max(status(pid, "VmHWM") for pid in pids)
     first = json.loads(DONE.read_text())["first"]
     return {"per_second": n / (end - first), "cpu_per_10k": used / n * 10_000, "peak_mib": peak}
+
+
+def scaled(peer: Peer, n: int) -> int:
+    return min(n, max(100, int(n * peer.scale)))
+
+
+def scaling(peer: Peer, n: int) -> dict[str, Any]:
+    """Draining by two worker processes, and by one, in the same manner."""
+    peer.prepare()
+    TOGETHER.mkdir()
+    two, one = together(peer, n, 2), together(peer, n, 1)
+    return {"two_per_one": two / one, "one_per_second": one, "two_per_second": two}
+
+
+def together(peer: Peer, n: int, workers: int) -> float:
+    """Tasks per second of some workers, from the first task of any until the queue is empty."""
+    notes: list[tuple[float, int]] = []
+
+    def all_ran() -> bool:
+        notes[:] = [_NOTE.unpack(path.read_bytes()) for path in sized(TOGETHER)]
+        return sum(count for _, count in notes) >= n
+
+    for path in TOGETHER.iterdir():
+        path.unlink()
+    peer.send_many(n)
+    with ExitStack() as stack:
+        for _ in range(workers):
+            stack.enter_context(running(peer.worker(), n))
+        until(all_ran, 0.005, "the last task")
+        until(peer.empty, 0.002, "the queue to be empty")
+        end = time.monotonic()
+    return n / (end - min(first for first, _ in notes))
+
+
+def sized(directory: Path) -> list[Path]:
+    """The notes that are not just being made."""
+    return [path for path in directory.iterdir() if path.stat().st_size == _NOTE.size]
+
+
+def counts(peer: Peer, n: int) -> dict[str, Any]:
+    """What the server is asked for, and what it keeps, per task; counted by the server."""
+    n = scaled(peer, n)
+    peer.prepare()
+    peer.send_each(1)
+    counters = Counters(REDIS)
+    with counters.watching() as sending:
+        peer.send_each(100)
+    before = counters.read()
+    peer.send_each(n)
+    after = counters.read()
+    total = n + 101
+    with counters.watching() as draining, running(peer.worker(), total):
+        until(DONE.exists, 0.005, "the last task")
+        until(peer.empty, 0.05, "the queue to be empty")
+    end = counters.read()
+    return {
+        "sent_commands": sending.commands / 100,
+        "sent_bytes": (after.received - before.received) / n,
+        "memory_bytes": (after.memory - before.memory) / n,
+        "drain_commands": draining.commands / total,
+        "with_those_of_scripts": (end.calls - after.calls) / total,
+    }
 
 
 def warm(peer: Peer) -> None:
@@ -232,5 +321,6 @@ def idle(peer: Peer, seconds: float) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
-    command.__name__: command for command in (enqueue, bulk, drain, latency, roundtrip, idle)
+    command.__name__: command
+    for command in (enqueue, bulk, drain, scaling, counts, latency, roundtrip, idle)
 }

@@ -1,0 +1,68 @@
+"""What is measured on each store, and beside whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.runs import Scenario
+
+OTHERS = {
+    "sqlite": ["huey_sqlite"],
+    "redis": [
+        "bare_redis",
+        "celery_redis",
+        "dramatiq_redis",
+        "huey_redis",
+        "taskiq_stream_redis",
+        "rq_redis",
+        "saq_redis",
+        "sergeant_redis",
+    ],
+}
+"""Who is measured beside us unless others are asked for."""
+
+
+def ours(store: str) -> str:
+    """The name of Taskline's own module."""
+    return f"taskline_{store}"
+
+
+def sqlite(n: Callable[[int], int]) -> list[Scenario]:
+    """Durability decides most figures, so like is compared with like.
+
+    `normal` survives the death of every process (Taskline as shipped, Huey with fsync=False),
+    `full` a power cut too (Huey as shipped).
+    """
+    every: list[Scenario] = []
+    for durability in ("normal", "full"):
+        store = {"durability": durability}
+        every += [
+            Scenario("enqueue", "enqueue", {"n": n(5000)}, **store),
+            Scenario("bulk enqueue", "bulk", {"n": n(50000)}, **store, also={"bare_sqlite"}),
+            Scenario("drain", "drain", {"n": n(20000)}, **store),
+            Scenario("drain, results stored", "drain", {"n": n(20000)}, **store, results=True),
+        ]
+    every += [
+        Scenario("call to start", "latency", {"n": n(500), "every": 0.02}),
+        Scenario("delay().get()", "roundtrip", {"n": n(300)}, results=True),
+        Scenario("idle worker", "idle", {"seconds": max(3, n(1000) // 100)}),
+    ]
+    return every
+
+
+def redis(n: Callable[[int], int]) -> list[Scenario]:
+    """Each run has a server of its own on a loopback port, which saves nothing to the disk."""
+    return [
+        Scenario("enqueue", "enqueue", {"n": n(5000)}),
+        Scenario("bulk enqueue", "bulk", {"n": n(50000)}),
+        Scenario("drain", "drain", {"n": n(20000)}),
+        Scenario("drain, results stored", "drain", {"n": n(20000)}, results=True),
+        Scenario("scaling to two workers", "scaling", {"n": n(20000)}, alone=True),
+        Scenario("call to start", "latency", {"n": n(500), "every": 0.02}),
+        Scenario("delay().get()", "roundtrip", {"n": n(500)}, results=True),
+        Scenario("counts", "counts", {"n": n(5000)}),
+        Scenario("counts, results stored", "counts", {"n": n(5000)}, results=True),
+    ]
+
+
+SCENARIOS = {"sqlite": sqlite, "redis": redis}

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -95,4 +96,6 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
+    # So that servers and workers end with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))
     sys.exit(main())

@@ -42,7 +42,7 @@ class Scenario:
 
 
 def measure(peer: str, scenario: Scenario) -> Figures:
-    """One run in a directory, and on a server, of its own; raises `Failed`."""
+    """One run, where needed on a server of its own; raises `Failed`."""
     with contextlib.ExitStack() as stack:
         address = ""
         if peer.endswith("_redis"):
@@ -53,6 +53,7 @@ def measure(peer: str, scenario: Scenario) -> Figures:
 
 
 def run(peer: str, scenario: Scenario, address: str) -> Figures:
+    """One run in the peer's own environment, with the server at `address`."""
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
     environment = os.environ | {
         "BENCH_DIRECTORY": str(directory),
@@ -63,20 +64,24 @@ def run(peer: str, scenario: Scenario, address: str) -> Figures:
     }
     try:
         command = [str(python(peer)), str(PEERS / "run.py"), peer, scenario.command]
-        ended = subprocess.run(
+        process = subprocess.Popen(
             [*command, json.dumps(scenario.arguments)],
             env=environment,
             cwd=directory,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=LIMIT,
         )
-        if ended.returncode != 0:
+        try:
+            output, errors = process.communicate(timeout=LIMIT)
+        finally:
+            process.terminate()  # It ends its workers then.
+            process.wait()
+        if process.returncode != 0:
             log = directory / "worker.log"
             tail = log.read_text()[-2000:] if log.exists() else ""
-            raise Failed(f"{peer}, {scenario.title}:\n{ended.stderr[-2000:]}{tail}")
-        figures: Figures = json.loads(ended.stdout.splitlines()[-1])
+            raise Failed(f"{peer}, {scenario.title}:\n{tail}{errors[-2000:]}")
+        figures: Figures = json.loads(output.splitlines()[-1])
         return figures
     except subprocess.TimeoutExpired:
         raise Failed(f"{peer}, {scenario.title}: not done within {LIMIT} s") from None

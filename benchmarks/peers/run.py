@@ -6,12 +6,15 @@ Prints one line of JSON: no figures where the peer has not got what is measured.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from importlib import import_module
 
 from common import COMMANDS, RESULTS
 
 if __name__ == "__main__":
+    # So that its workers end with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))
     name, command, arguments = sys.argv[1:]
     peer = import_module(name).peer
     possible = not (RESULTS and "results" in peer.lacks)

@@ -70,7 +70,7 @@ def measured(store: str, options: argparse.Namespace) -> dict[str, dict[str, Fig
 def table(figures: dict[str, Figures], mine: str) -> None:
     """One row a peer; with each number, ours as a multiple of it."""
     for peer, values in figures.items():
-        cells = []
+        cells = [] if values else ["has not got it"]
         for key, value in values.items():
             cell = f"{key} {number(value)}"
             base = figures[mine].get(key)

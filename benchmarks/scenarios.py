@@ -34,13 +34,12 @@ def sqlite(n: Callable[[int], int]) -> list[Scenario]:
     `full` a power cut too (Huey as shipped).
     """
     every: list[Scenario] = []
-    for durability in ("normal", "full"):
-        store = {"durability": durability}
+    for how in ("normal", "full"):
         every += [
-            Scenario("enqueue", "enqueue", {"n": n(5000)}, **store),
-            Scenario("bulk enqueue", "bulk", {"n": n(50000)}, **store, also={"bare_sqlite"}),
-            Scenario("drain", "drain", {"n": n(20000)}, **store),
-            Scenario("drain, results stored", "drain", {"n": n(20000)}, **store, results=True),
+            Scenario("enqueue", "enqueue", {"n": n(5000)}, durability=how),
+            Scenario("bulk enqueue", "bulk", {"n": n(50000)}, durability=how, also={"bare_sqlite"}),
+            Scenario("drain", "drain", {"n": n(20000)}, durability=how),
+            Scenario("drain, results stored", "drain", {"n": n(20000)}, True, how),
         ]
     every += [
         Scenario("call to start", "latency", {"n": n(500), "every": 0.02}),

@@ -15,7 +15,7 @@ from taskline.cli.options import (
     common_options,
 )
 from taskline.cli.params import natural, positive
-from taskline.errors import TasklineError
+from taskline.errors import ConfigurationError, TasklineError
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
@@ -118,6 +118,54 @@ def peek(queue: str, limit: int, offset: int) -> None:
             for stored, content in messages
         ],
     )
+
+
+@queues.command(name="drain-node")
+@click.argument("node", metavar="URL")
+@broker_options
+@common_options
+def drain_node(node: str) -> None:
+    """Move what waits at the broker URL to the broker of the app.
+
+    To take one of several nodes out: remove it from the configuration of those that
+    send, then drain it. To change brokers: point the app at the new one, then drain the
+    old one. Messages keep their ids, attempts and due times; a message that is delayed by
+    a retry stays so. What workers hold is moved by draining again when they are done.
+
+    \b
+    Examples:
+      taskline queues drain-node redis://old.example -A proj
+      taskline queues drain-node sqlite:///shop.db --broker redis://localhost
+    """
+    from taskline.moving import drain
+    from taskline.transports import open_transport
+
+    app = app_or_broker()
+    source = open_transport(node, clock=app.clock)
+    try:
+        _refuse_same(source.info(), app.transport.info())
+        moved = drain(source, app.transport, app.codec)
+    finally:
+        source.close()
+    if as_json():
+        output.json(moved)
+        return
+    output.line(f"{moved.ready} ready and {moved.delayed} delayed messages moved")
+    if moved.unreadable:
+        output.note(f"{moved.unreadable} could not be read: they are dead letters there now")
+    if moved.held:
+        output.note(f"{moved.held} are with workers: drain again when those are done")
+    if moved.dead:
+        output.note(f"{moved.dead} dead letters stay there: taskline dead list --broker URL")
+
+
+def _refuse_same(source: dict[str, Any], target: dict[str, Any]) -> None:
+    address = source.get("address")
+    others = [target, *target.get("nodes", ())]
+    if address and address in [each.get("address") for each in others]:
+        raise ConfigurationError(
+            f"{address} is among the app's own brokers: take it out of the configuration first"
+        )
 
 
 def _read(app: Taskline, stored: StoredMessage) -> dict[str, Any]:

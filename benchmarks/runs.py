@@ -91,43 +91,53 @@ def run(peer: str, scenario: Scenario, address: str) -> Figures:
         shutil.rmtree(directory)
 
 
-def interleaved(peers: list[str], scenario: Scenario, rounds: int) -> dict[str, Figures]:
-    """The medians of each peer over some rounds; every second round goes backwards.
+def interleaved(peers: list[str], scenario: Scenario, rounds: int) -> dict[str, list[Figures]]:
+    """What each peer showed in each round; every second round goes backwards.
 
-    A peer that fails is told of at once, and its figures are `failed` alone.
+    A run that fails is told of at once, and has `failed` as its only figure.
     """
-    failed: dict[str, str] = {}
     runs: dict[str, list[Figures]] = {peer: [] for peer in peers}
     for number in range(rounds):
         for peer in peers if number % 2 == 0 else reversed(peers):
             try:
-                runs[peer].append(measure(peer, scenario))
+                figures = measure(peer, scenario)
             except Failed as error:
                 print(f"FAILED: {error}", file=sys.stderr, flush=True)
-                failed.setdefault(peer, str(error).strip().splitlines()[-1][:200])
-    spread = {peer: spread_of(all_figures) for peer, all_figures in runs.items()}
-    text = ", ".join(f"{peer} {value}" for peer, value in spread.items())
+                figures = {"failed": str(error).strip().splitlines()[-1][:200]}
+            runs[peer].append(figures)
+    text = ", ".join(f"{peer} {spread_of(figures)}" for peer, figures in runs.items())
     print(f"  {scenario.title}: {text}", file=sys.stderr, flush=True)
-    return {
-        peer: {"failed": failed[peer]} if peer in failed else median(all_figures)
-        for peer, all_figures in runs.items()
-    }
+    return runs
 
 
 def median(runs: list[Figures]) -> Figures:
-    """The median of each number; of anything else the last one."""
-    middle: Figures = {}
-    for key, last in runs[-1].items():
-        if isinstance(last, (int, float)):
-            middle[key] = statistics.median(run[key] for run in runs)
-        else:
-            middle[key] = last
-    return middle
+    """The median of each number, of anything else the last; of a peer that failed, why."""
+    for run in runs:
+        if "failed" in run:
+            return run
+    return {
+        key: statistics.median(run[key] for run in runs) if is_number(last) else last
+        for key, last in runs[-1].items()
+    }
+
+
+def ratio(ours: list[Figures], theirs: list[Figures], key: str) -> float | None:
+    """The median over the rounds of ours as a multiple of theirs in the same round.
+
+    What slows a round down slows both, so this is steadier than a ratio of medians.
+    """
+    pairs = [(mine.get(key), other.get(key)) for mine, other in zip(ours, theirs, strict=True)]
+    multiples = [mine / other for mine, other in pairs if is_number(mine) and other]
+    return statistics.median(multiples) if len(multiples) == len(pairs) else None
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def spread_of(runs: list[Figures]) -> str:
     """The first figure of every run, for the eye."""
-    if not runs:
+    if "failed" in median(runs):
         return "failed"
     if not runs[0]:
         return "cannot"

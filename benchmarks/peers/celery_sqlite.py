@@ -4,7 +4,8 @@
 """Celery on SQLite, through SQLAlchemy, for broker and results.
 
 Late acknowledgement, as safe as it can be made here; the solo pool, which is its fastest for one
-slot; prefetch 32. An idle worker looks once a second: this transport has no setting for it.
+slot; prefetch 32. Every commit is synced: there is no other choice, so it is the same in both
+durabilities. An idle worker looks once a second: this transport has no setting for it.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Peer:
     """One system under measurement."""
 
     lacks: tuple[str, ...] = ()
-    """`results` where it keeps none, `bulk` where it sends one by one only."""
+    """What it has not got: `results`, `bulk` (it sends one by one), a durability."""
     scale = 1.0
     """Of the number of tasks that are drained: less for a system that would take minutes."""
 

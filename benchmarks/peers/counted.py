@@ -205,7 +205,7 @@ def core() -> dict[str, Any]:
     whole = []
     for _ in range(3):
         send(app, 4 * N)
-        whole.append(work(app, 4 * N) / 4 * N * 1e6)
+        whole.append(work(app, 4 * N) / (4 * N) * 1e6)
     profiler = cProfile.Profile()
     profiler.runcall(all_of_them)
     text = io.StringIO()

@@ -10,12 +10,12 @@ import signal
 import sys
 from importlib import import_module
 
-from common import COMMANDS, RESULTS
+from common import COMMANDS, DURABILITY, RESULTS
 
 if __name__ == "__main__":
     # So that its workers end with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))
     name, command, arguments = sys.argv[1:]
     peer = import_module(name).peer
-    possible = not (RESULTS and "results" in peer.lacks)
+    possible = DURABILITY not in peer.lacks and not (RESULTS and "results" in peer.lacks)
     print(json.dumps(COMMANDS[command](peer, **json.loads(arguments)) if possible else {}))

@@ -3,8 +3,8 @@
 # ///
 """Sergeant on its local connector, SQLite: 1 000 tasks a transaction, no results.
 
-A pop deletes the messages, so what a killed worker holds is lost. An idle worker looks twice a
-second.
+A pop deletes the messages, so what a killed worker holds is lost; there is no journal either, so
+a process killed within a transaction may cost the file. An idle worker looks twice a second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Worker(sergeant.worker.Worker):
 
 
 class SergeantSQLite(Peer):
-    lacks = ("results",)
+    lacks = ("results", "full")
 
     def prepare(self) -> None:
         self.producer = Worker()

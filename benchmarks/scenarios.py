@@ -56,7 +56,7 @@ def redis(n: Callable[[int], int]) -> list[Scenario]:
         Scenario("bulk enqueue", "bulk", {"n": n(50000)}),
         Scenario("drain", "drain", {"n": n(20000)}),
         Scenario("drain, results stored", "drain", {"n": n(20000)}, results=True),
-        Scenario("scaling to two workers", "scaling", {"n": n(20000)}, alone=True),
+        Scenario("scaling to two workers", "scaling", {"n": n(150000)}, alone=True),
         Scenario("call to start", "latency", {"n": n(500), "every": 0.02}),
         Scenario("delay().get()", "roundtrip", {"n": n(500)}, results=True),
         Scenario("counts", "counts", {"n": n(5000)}),

@@ -33,7 +33,7 @@ READY = DIRECTORY / "ready"
 DONE = DIRECTORY / "done"
 TOGETHER = DIRECTORY / "together"
 """It exists while several processes work, each of which counts in a file of its own there."""
-_NOTE = struct.Struct("dq")
+_NOTE = struct.Struct("q")
 PATIENCE = 300.0
 
 
@@ -54,7 +54,7 @@ class Marks:
                 self._note = self._open()
         self.count += 1
         if self._note is not None:
-            _NOTE.pack_into(self._note, 0, self.first, self.count)
+            _NOTE.pack_into(self._note, 0, self.count)
         elif self.count == TARGET:
             self._write(time.monotonic())
         return self.count
@@ -225,28 +225,27 @@ def scaling(peer: Peer, n: int) -> dict[str, Any]:
 
 
 def together(peer: Peer, n: int, workers: int) -> float:
-    """Tasks per second of some workers, from the first task of any until the queue is empty."""
-    notes: list[tuple[float, int]] = []
-
-    def all_ran() -> bool:
-        notes[:] = [_NOTE.unpack(path.read_bytes()) for path in sized(TOGETHER)]
-        return sum(count for _, count in notes) >= n
-
+    """Tasks per second of some workers, from when all of them work until the queue is empty."""
     for path in TOGETHER.iterdir():
         path.unlink()
     peer.send_many(n)
     with ExitStack() as stack:
         for _ in range(workers):
             stack.enter_context(running(peer.worker(), n))
-        until(all_ran, 0.005, "the last task")
+        until(lambda: len(counted()) == workers, 0.001, "all workers")
+        start, before = time.monotonic(), sum(counted())
+        until(lambda: sum(counted()) >= n, 0.005, "the last task")
         until(peer.empty, 0.002, "the queue to be empty")
         end = time.monotonic()
-    return n / (end - min(first for first, _ in notes))
+    if before > n / 2:
+        raise SystemExit(f"{before} of {n} tasks ran before {workers} workers were there")
+    return (n - before) / (end - start)
 
 
-def sized(directory: Path) -> list[Path]:
-    """The notes that are not just being made."""
-    return [path for path in directory.iterdir() if path.stat().st_size == _NOTE.size]
+def counted() -> list[int]:
+    """How many tasks each process has run; a file that is just being made has not its size yet."""
+    notes = [path.read_bytes() for path in TOGETHER.iterdir()]
+    return [_NOTE.unpack(note)[0] for note in notes if len(note) == _NOTE.size]
 
 
 def counts(peer: Peer, n: int) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 # ///
 """Huey on Redis: one worker thread that blocks on the queue, results only where they are asked for.
 
-Quiet logs, no periodic tasks. A caller that waits polls every ms, unless
-BENCH_HUEY_NOTIFY=1 makes the worker push to it.
+Quiet logs, no periodic tasks. A caller that waits polls every ms, as Huey's do;
+BENCH_HUEY_NOTIFY=1 makes the worker push to it, an option that costs it commands for each result.
 """
 
 from __future__ import annotations

@@ -50,7 +50,6 @@ def figures(
         ("enqueue", {"n": 20}, False),
         ("bulk", {"n": 2000}, False),
         ("drain", {"n": 200}, True),
-        ("scaling", {"n": 2000}, False),
         ("latency", {"n": 5, "every": 0.01}, False),
         ("roundtrip", {"n": 5}, True),
     ],

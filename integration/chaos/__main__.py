@@ -1,0 +1,43 @@
+"""Break a system for a while, and judge it: `python -m integration.chaos --seconds 600`."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from integration.chaos.checker import Evidence, check
+from integration.chaos.driver import Driver
+from integration.chaos.report import report
+from integration.chaos.tasks import Config
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m integration.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long things are broken")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--lease", type=float, default=2.0, help="seconds")
+    parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
+    parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")
+    options = parser.parse_args(arguments)
+    if options.check:
+        return _judge(options.check, options.seed)
+    with tempfile.TemporaryDirectory(prefix="taskline-chaos-") as temporary:
+        directory = options.keep or f"{temporary}/run"
+        Path(directory).mkdir(parents=True)
+        config = Config(directory=str(Path(directory).resolve()), lease=options.lease)
+        Driver(config, options.seed, options.seconds).run()
+        return _judge(directory, options.seed)
+
+
+def _judge(directory: str, seed: int) -> int:
+    evidence = Evidence.read(directory)
+    violations = check(evidence)
+    print(report(evidence, violations, seed))
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

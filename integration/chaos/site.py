@@ -1,0 +1,37 @@
+"""One supervisor with its processes: `python -m integration.chaos.site CONFIG OPTIONS`."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import sys
+
+import msgspec
+
+from integration.chaos.tasks import Config, make_app
+from taskline.worker import Supervisor, WorkerOptions
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when the one that started it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(config: str, options: str) -> int:
+    die_with_parent()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s"
+    )
+    app = make_app(Config.loads(config))
+    code = Supervisor(app, msgspec.json.decode(options, type=WorkerOptions)).run()
+    # It has stopped: a second SIGTERM that comes while Python ends changes nothing.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

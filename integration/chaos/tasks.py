@@ -1,0 +1,177 @@
+"""The app under test: tasks that write down when they start and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from integration.chaos.history import History
+from taskline import Reject, Taskline, current_task
+
+LOAD, GRAVE = "load", "grave"
+"""The queue of all that shall succeed or fail in its own way, and that of what kills its worker."""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """One run: where its files are, and the times that it lives by, in seconds."""
+
+    directory: str
+    lease: float = 2.0
+    grace: float = 15.0
+    send_patience: float = 0.5
+    """How long a producer waits for a locked file before its send raises."""
+
+    @property
+    def database(self) -> Path:
+        return Path(self.directory) / "chaos.db"
+
+    @property
+    def history(self) -> Path:
+        return Path(self.directory) / "history"
+
+    def dumps(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def loads(cls, text: str) -> Config:
+        return msgspec.json.decode(text, type=cls)
+
+
+class Kind(NamedTuple):
+    """One kind of task: its share of the load, and what must become of it."""
+
+    letter: str
+    task: str
+    weight: float
+    ends: frozenset[str]
+
+
+_GOOD, _BAD = frozenset({"SUCCESS"}), frozenset({"FAILURE"})
+KINDS = {
+    kind.letter: kind
+    for kind in (
+        Kind("s", "short", 70, _GOOD),
+        Kind("m", "medium", 10, _GOOD),
+        Kind("l", "long", 0.15, _GOOD),
+        Kind("a", "coroutine", 4, _GOOD),
+        Kind("f", "flaky", 5, _GOOD),
+        Kind("d", "delayed", 4, _GOOD),
+        Kind("c", "crashing", 0.5, _GOOD),
+        Kind("e", "expiring", 2, frozenset({"SUCCESS", "EXPIRED"})),
+        Kind("r", "rejecting", 1, _BAD),
+        Kind("x", "exhausting", 1, _BAD),
+        Kind("p", "poison", 0.1, _BAD),
+        Kind("b", "bystander", 2, _GOOD),
+    )
+}
+FLAKY_ATTEMPTS, EXHAUSTING_ATTEMPTS = 3, 2
+
+
+def make_app(config: Config, *, busy_timeout: float = 30.0) -> Taskline:
+    """The app with all tasks, writing to the run's history."""
+    url = f"sqlite:///{config.database}?busy_timeout={busy_timeout}"
+    app = Taskline("chaos", broker=url, backend=url, lease=config.lease, grace=config.grace)
+    history = History(config.history, "worker")
+    group = os.getpgrp()
+
+    def note(kind: str, **fields: object) -> None:
+        run = current_task
+        history.write(
+            kind, id=run.id, deliveries=run.deliveries, pid=os.getpid(), group=group, **fields
+        )
+
+    def start() -> None:
+        note("start", attempt=current_task.attempt, wall=time.time())
+
+    def finish() -> str:
+        token = f"{os.getpid()}-{secrets.token_hex(6)}"
+        note("finish", end="ok", token=token)
+        return token
+
+    def crash(how: int) -> None:
+        note("crash")
+        if how % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    @app.task(name="short", queue=LOAD)
+    def short(number: int) -> str:
+        start()
+        if number % 3 == 0:
+            time.sleep(number % 5 / 1000)
+        return finish()
+
+    @app.task(name="medium", queue=LOAD)
+    def medium(number: int) -> str:
+        start()
+        time.sleep(0.02 + number % 40 / 1000)
+        return finish()
+
+    @app.task(name="long", queue=LOAD)
+    def long(number: int) -> str:
+        start()
+        time.sleep(config.lease * (1.5 + number % 5 / 10))
+        return finish()
+
+    @app.task(name="coroutine", queue=LOAD)
+    async def coroutine(number: int) -> str:
+        start()
+        await asyncio.sleep(0.01 + number % 40 / 1000)
+        return finish()
+
+    @app.task(name="flaky", queue=LOAD, retry={"max": FLAKY_ATTEMPTS, "wait": 0.05})
+    def flaky(number: int) -> str:
+        start()
+        if current_task.attempt < FLAKY_ATTEMPTS:
+            note("finish", end="raised")
+            raise ConnectionError(f"attempt {current_task.attempt} of {number}")
+        return finish()
+
+    @app.task(name="delayed", queue=LOAD)
+    def delayed(number: int) -> str:
+        start()
+        return finish()
+
+    @app.task(name="crashing", queue=LOAD)
+    def crashing(number: int) -> str:
+        start()
+        if current_task.deliveries <= 1 + number % 2:
+            crash(number)
+        return finish()
+
+    @app.task(name="expiring", queue=LOAD)
+    def expiring(number: int) -> str:
+        start()
+        return finish()
+
+    @app.task(name="rejecting", queue=LOAD)
+    def rejecting(number: int) -> str:
+        start()
+        note("finish", end="raised")
+        raise Reject(f"{number} was meant to be rejected")
+
+    @app.task(name="exhausting", queue=LOAD, retry={"max": EXHAUSTING_ATTEMPTS - 1, "wait": 0.05})
+    def exhausting(number: int) -> str:
+        start()
+        note("finish", end="raised")
+        raise ValueError(f"{number} was meant to fail")
+
+    @app.task(name="poison", queue=GRAVE)
+    def poison(number: int) -> str:
+        start()
+        crash(number)
+        return finish()
+
+    @app.task(name="bystander", queue=GRAVE)
+    def bystander(number: int) -> str:
+        start()
+        return finish()
+
+    return app

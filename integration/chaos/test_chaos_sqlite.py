@@ -1,0 +1,138 @@
+"""Hundreds of kills at random moments on SQLite: nothing is lost, and the repeats are explained.
+
+`TASKLINE_CHAOS_SECONDS` and `TASKLINE_CHAOS_SEED` choose how long and which plan.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from integration.chaos.checker import Evidence, check
+from integration.chaos.driver import Driver
+from integration.chaos.history import Reader
+from integration.chaos.processes import Group
+from integration.chaos.report import report
+from integration.chaos.tasks import LOAD, Config, make_app
+from taskline.worker import WorkerOptions
+
+SECONDS = float(os.environ.get("TASKLINE_CHAOS_SECONDS") or 36)
+SEED = int(os.environ.get("TASKLINE_CHAOS_SEED") or random.randrange(10**6))
+
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes by Linux's /proc"),
+]
+
+Figures = Callable[[str], None]
+
+
+def test_nothing_is_lost_whatever_is_killed(tmp_path: Path, figures: Figures) -> None:
+    config = Config(directory=str(tmp_path))
+    Driver(config, SEED, SECONDS).run()
+    evidence = Evidence.read(tmp_path)
+    violations = check(evidence)
+    text = report(evidence, violations, SEED)
+    figures(text)
+    assert not violations, text
+    kills = sum(len(record.get("pids", [0])) for record in evidence.records["kill"])
+    assert kills >= SECONDS * 2, "the driver did not do its work"
+    assert len(evidence.outcomes) >= SECONDS * 10, "the system did hardly any work"
+    assert any(len(runs) > 1 for runs in evidence.runs.values()), "nothing was interrupted"
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What `condition` returns once it is true."""
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"not within {seconds:g} s"
+        time.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def start_site(tmp_path: Path) -> Iterator[Callable[..., Group]]:
+    """Starts supervisors, each with its processes, and ends them after the test."""
+    config = Config(directory=str(tmp_path), lease=3.0)
+    config.history.mkdir()
+    groups = []
+
+    def start(**options: Any) -> Group:
+        options = {"queues": [LOAD], **options}
+        group = Group(
+            "integration.chaos.site",
+            [config.dumps(), msgspec.json.encode(WorkerOptions(**options)).decode()],
+            tmp_path / "site.log",
+        )
+        groups.append(group)
+        return group
+
+    yield start
+    for group in groups:
+        group.end()
+
+
+def test_120_tasks_survive_the_death_of_all_processes(
+    tmp_path: Path, start_site: Callable[..., Group], figures: Figures
+) -> None:
+    """The kill test that the others in the field were put to."""
+    config = Config(directory=str(tmp_path), lease=3.0)
+    app = make_app(config)
+    results = app.tasks["medium"].map([30] * 120)  # each sleeps for 50 ms
+    reader = Reader(config.history)
+    records: list[dict[str, Any]] = []
+
+    def finished() -> int:
+        records.extend(reader.new())
+        return sum(record["kind"] == "finish" for record in records)
+
+    first = start_site(processes=2)
+    wait_for(lambda: finished() >= 40)
+    killed = time.monotonic()
+    first.signal_all(signal.SIGKILL)
+    first.process.wait(timeout=10)
+    start_site(processes=2)
+    values = results.get(timeout=60)
+    took = time.monotonic() - killed
+    finished()
+    starts = [record["id"] for record in records if record["kind"] == "start"]
+    repeated = len(starts) - len(set(starts))
+    figures(
+        f"120 tasks of 50 ms, kill -9 of all after {finished() and 40}: 0 lost, {repeated} repeated, "
+        f"all final {took:.2f} s after the kill (lease {config.lease:g} s)"
+    )
+    assert len(set(values)) == 120
+    assert set(starts) == set(results.ids)
+    before = {record["id"] for record in records if record["t"] < killed}
+    again = {record["id"] for record in records if record["t"] > killed} & before
+    assert len(again) == repeated <= 2, "only what ran in the two slots runs again"
+    assert app.transport.dead_letters() == []
+    app.close()
+
+
+def test_sigterm_to_the_whole_group_lets_running_tasks_end(
+    tmp_path: Path, start_site: Callable[..., Group]
+) -> None:
+    """As service managers send it: one signal to the supervisor and to each process."""
+    config = Config(directory=str(tmp_path), lease=3.0)
+    app = make_app(config)
+    reader = Reader(config.history)
+    site = start_site(processes=2)
+    results = app.tasks["long"].map(range(2))
+    running: list[dict[str, Any]] = []
+    wait_for(lambda: running.extend(reader.new()) or len(running) == 2)
+    site.signal_all(signal.SIGTERM)
+    assert site.process.wait(timeout=30) == 0
+    later = list(reader.new())
+    assert [record["kind"] for record in later] == ["finish", "finish"]
+    assert results.ready(), "both ended, and their results were stored"
+    app.close()

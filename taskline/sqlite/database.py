@@ -251,7 +251,7 @@ class Database:
             )
         if "readonly" in text:
             return self._error(
-                f"{path} cannot be written: let this user write the file and its directory",
+                f"{path} cannot be written: let this user write {self._unwritable()}",
                 retryable=False,
             )
         if "unable to open" in text:
@@ -277,6 +277,18 @@ class Database:
         if not os.path.isdir(directory):
             return f"there is no directory {directory}; make it first"
         return f"let this user read and write it and {directory}"
+
+    def _unwritable(self) -> str:
+        # SQLite gives the two beside the file its mode, and they may outlive a change of it.
+        directory = os.path.dirname(self.path)
+        files = [self.path, f"{self.path}-wal", f"{self.path}-shm", directory]
+        effective = os.access in os.supports_effective_ids
+        kept = [
+            file
+            for file in files
+            if os.path.exists(file) and not os.access(file, os.W_OK, effective_ids=effective)
+        ]
+        return " and ".join(kept) or "the file and its directory"
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

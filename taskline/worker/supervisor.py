@@ -73,6 +73,8 @@ class Supervisor:
         self._condemned = Condemned()
         self._to_recover: list[tuple[str, list[str]]] = []
         self._recover_at = 0.0
+        self._out_of_reach = False
+        """Handing back failed, and that was said."""
         self._signals = 0
         self._obeyed = 0
         self._kill_at = 0.0
@@ -274,7 +276,11 @@ class Supervisor:
                 transport.close()
         except TasklineError as error:
             self._recover_at = now + 1.0
-            log.error("cannot hand back what a dead process held: %s; trying again", error)
+            if not self._out_of_reach:
+                log.error("cannot hand back what a dead process held: %s; trying again", error)
+            self._out_of_reach = True
+        else:
+            self._out_of_reach = False
 
     def _enforce(self, child: Child, now: float) -> None:
         for running in child.ledger.running():

@@ -404,6 +404,25 @@ def test_a_file_that_may_not_be_written(others_directory: Path) -> None:
     assert stored(file) == ["a"]
 
 
+def test_the_error_names_what_may_not_be_written(others_directory: Path) -> None:
+    file = others_directory / "tasks.db"
+    log, index = Path(f"{file}-wal"), Path(f"{file}-shm")
+    keeper = SQLiteTransport(Location(str(file)))
+    keeper.send([message("a")])
+    others_directory.chmod(0o777)
+    for each in (file, log, index):
+        each.chmod(0o444)
+
+    def work() -> None:
+        with pytest.raises(TransportError) as caught:
+            SQLiteTransport(Location(str(file))).send([message("b")])
+        names = f"{file} and {log} and {index}"
+        assert str(caught.value) == f"{file} cannot be written: let this user write {names}"
+
+    _as_nobody(work)
+    keeper.close()
+
+
 def test_a_file_that_may_not_be_read(others_directory: Path) -> None:
     file = others_directory / "tasks.db"
     file.touch(mode=0o600)

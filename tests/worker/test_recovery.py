@@ -10,6 +10,9 @@ from workbench import Bench
 
 from taskline import Taskline
 from taskline.clock import ManualClock
+from taskline.errors import TransportError
+from taskline.message import new_id
+from taskline.transports.base import Transport
 from taskline.worker import Supervisor
 from taskline.worker.supervisor import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
 
@@ -90,7 +93,8 @@ def test_one_that_was_lost_again_stays_alone(app: Taskline, clock: ManualClock) 
 
 @pytest.fixture
 def supervisor(clock: ManualClock) -> Supervisor:
-    return Supervisor(Taskline("test", broker="memory://", clock=clock))
+    name = f"memory://{new_id()}"
+    return Supervisor(Taskline("test", broker=name, backend=name, clock=clock))
 
 
 def die_young(supervisor: Supervisor, child: Child, clock: ManualClock, *, ready: bool) -> float:
@@ -130,3 +134,28 @@ def test_a_death_before_the_broker_was_reached_is_not_added_to_those_of_others(
     for _ in range(20):
         die_young(supervisor, child, clock, ready=True)
     assert die_young(supervisor, child, clock, ready=False) < 1.0
+
+
+def test_a_broker_out_of_reach_is_told_once(
+    supervisor: Supervisor, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, out_of_reach = supervisor.app, True
+    really_open = app.open_transport
+
+    def open_transport() -> Transport:
+        if out_of_reach:
+            raise TransportError("the cable is cut")
+        return really_open()
+
+    app.open_transport = open_transport  # type: ignore[method-assign]
+    supervisor._to_recover.append(("dead-1", []))
+    for _ in range(5):
+        supervisor._recover(clock.monotonic())
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    out_of_reach = False
+    supervisor._recover(clock.monotonic())
+    assert not supervisor._to_recover
+    out_of_reach = True
+    supervisor._to_recover.append(("dead-2", []))
+    supervisor._recover(clock.monotonic())
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]

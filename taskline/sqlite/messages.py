@@ -54,7 +54,8 @@ _CLAIM = """
         SELECT seq, id, deliveries, lost, iif(length(frame) <= 4096, hex(frame), NULL) AS frame
         FROM messages WHERE queue = ? AND state = 0 ORDER BY priority, seq LIMIT ?)
 """
-_FRAME = "SELECT frame FROM messages WHERE seq = ?"
+# A frame that was inserted by hand may be text.
+_FRAME = "SELECT CAST(frame AS BLOB) FROM messages WHERE seq = ?"
 _LEASE = """
     UPDATE messages SET state = 2, at = ?, owner = ?, deliveries = deliveries + 1
     WHERE seq IN (SELECT value FROM json_each(?))

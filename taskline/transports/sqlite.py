@@ -49,7 +49,7 @@ _STATS = """
     SELECT queue, 3, count(*), NULL FROM dead GROUP BY queue
 """
 _PEEK = """
-    SELECT id, shown.state, shown.due, deliveries, frame FROM (
+    SELECT id, shown.state, shown.due, deliveries, CAST(frame AS BLOB) FROM (
         SELECT * FROM (
             SELECT seq, 0 AS state, NULL AS due, priority
             FROM messages WHERE queue = ?1 AND state = 0 ORDER BY priority, seq LIMIT ?3 + ?4)

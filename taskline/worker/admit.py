@@ -8,7 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from taskline.app import Taskline
-from taskline.errors import SerializationError, TaskPoisoned, TaskTimeout, UnknownTask
+from taskline.errors import (
+    MessageRefused,
+    SerializationError,
+    TaskPoisoned,
+    TaskTimeout,
+    UnknownTask,
+)
 from taskline.message import Delivery
 from taskline.worker.execute import Job, Runner
 from taskline.worker.ledger import Condemned
@@ -55,6 +61,11 @@ class Admission:
         for delivery in deliveries:
             try:
                 header, body = open_frame(delivery.frame)
+                if header.id != delivery.id:
+                    raise MessageRefused(
+                        f"the message is of task {header.id[:100]!r}, but it was stored as"
+                        f" {delivery.id[:100]!r}: its outcome would be another's"
+                    )
             except SerializationError as error:
                 job = held[delivery] = Job(delivery, None, b"", None)
                 self._refuse(job, error)

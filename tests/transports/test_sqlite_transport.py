@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sqlite.helpers import Statements, message, outcome
 from taskline.backends import open_backend
 from taskline.backends.sqlite import SQLiteBackend
 from taskline.clock import ManualClock
-from taskline.message import DeadLetter
+from taskline.message import DeadLetter, Header, Message
 from taskline.sqlite import messages as rows
 from taskline.sqlite.location import Location
 from taskline.transports import open_transport
@@ -322,3 +323,19 @@ def test_outcomes_of_others_are_not_stored(
     taken = transport.receive(["q"], 1, 30, 0, "w")
     assert transport.ack(taken, [outcome("a"), outcome("stranger")]) == []
     assert backend.fetch(["a", "stranger"]).keys() == {"a"}
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_a_frame_that_was_inserted_as_text_is_read_as_bytes(tmp_path: Path, size: int) -> None:
+    """By hand, with the sqlite3 program: one such row must not end the worker that reads it."""
+    path = tmp_path / "tasks.db"
+    transport = SQLiteTransport(Location(str(path)))
+    frame = "é" * size
+    transport.send([Message(Header(1, "a", "t", "q", 1.0), frame.encode())])
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE messages SET frame = CAST(frame AS TEXT)")
+    connection.close()
+    assert [message.frame for message in transport.peek("q")] == [frame.encode()]
+    [delivery] = transport.receive(["q"], 1, 30.0, 0.0, "me")
+    assert delivery.frame == frame.encode()
+    transport.close()

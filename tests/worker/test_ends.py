@@ -347,9 +347,27 @@ def test_a_body_that_is_no_call_is_a_dead_letter(memory_app: Taskline) -> None:
     @app.task(name="t")
     def t() -> None: ...
 
+    frame = b'{"v":1,"id":"x","task":"t","queue":"default","sent":1.0}\n{"a": 1}'
     with working(app):
-        send_raw(app, b'{"v":1,"id":"x","task":"t","queue":"default","sent":1.0}\n{"a": 1}')
+        app.transport.send([Message(Header(1, "x", "t", "default", app.now()), frame)])
         assert "[arguments, keyword arguments]" in only_letter(app).reason
+
+
+def test_a_message_with_the_id_of_another_task_cannot_touch_its_outcome(app: Taskline) -> None:
+    @app.task(name="t")
+    def t() -> str:
+        return "mine"
+
+    with working(app):
+        result = t.delay()
+        assert result.get(timeout=30) == "mine"
+        frame = b'{"v":1,"id":"%b","task":"t","queue":"default","sent":9e9}\n[[],{}]'
+        key = send_raw(app, frame % result.id.encode())
+        letter = only_letter(app)
+        with pytest.raises(MessageRefused, match="was stored as"):
+            app.AsyncResult(key).get(timeout=30)
+    assert (letter.id, result.id in letter.reason) == (key, True)
+    assert app.AsyncResult(result.id).get(timeout=30) == "mine"
 
 
 def test_expired_before_it_was_started(app: Taskline) -> None:

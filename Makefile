@@ -12,7 +12,8 @@ export MYPY_CACHE_DIR ?= .mypy_cache
 export NO_MKDOCS_2_WARNING = true
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all lint types pytest coverage format docs demo bench bench-redis constraints clean
+.PHONY: help env test test-all lint types pytest coverage format docs demo bench bench-redis constraints \
+	chaos clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ types: $(VENV)/.stamp ## mypy --strict
 pytest: $(VENV)/.stamp ## the tests; ARGS="tests/x.py -k y" picks some
 	$(BIN)/python -m pytest -m serial $(ARGS) || test $$? -eq 5
 	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not serial" $(ARGS)
+
+chaos: $(VENV)/.stamp ## kill and pause a running system for TASKLINE_CHAOS_SECONDS (600)
+	$(BIN)/python -m integration.chaos
 
 coverage: $(VENV)/.stamp ## the tests, and the lines they did not run
 	$(BIN)/coverage run -m pytest $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -16,8 +17,10 @@ from integration.chaos.tasks import Config
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m integration.chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long things are broken")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    seconds = float(os.environ.get("TASKLINE_CHAOS_SECONDS") or 600)
+    seed = int(os.environ.get("TASKLINE_CHAOS_SEED") or random.randrange(10**6))
+    parser.add_argument("--seconds", type=float, default=seconds, help="how long things are broken")
+    parser.add_argument("--seed", type=int, default=seed, help="chooses what is broken when")
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
     parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")

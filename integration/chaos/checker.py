@@ -161,7 +161,7 @@ def _deaths(kinds: dict[str, list[dict[str, Any]]]) -> Iterator[Trouble]:
             "kill", record["what"], pids, record.get("group"), record["since"], record["until"]
         )
     for record in kinds["terminate"]:
-        if record["what"] == "terminate twice":
+        if record["again"]:
             # From the second signal on running tasks are handed back.
             yield Trouble(
                 "stop", record["what"], frozenset(), record["group"], record["since"], math.inf

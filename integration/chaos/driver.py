@@ -177,15 +177,11 @@ class Driver:
         elif what == "lock file":
             self._lock_file(lease * (0.25 + 1.25 * fault.size))
         elif what == "terminate":
-            site.note_termination()
-            self._record(
-                "terminate", what, lambda: site.signal_leader(signal.SIGTERM), group=site.id
-            )
+            self._terminate(what, site, lambda: site.signal_leader(signal.SIGTERM))
         elif what == "terminate group":
-            site.note_termination()
-            self._record("terminate", what, lambda: site.signal_all(signal.SIGTERM), group=site.id)
+            self._terminate(what, site, lambda: site.signal_all(signal.SIGTERM))
         elif what == "terminate twice":
-            self._terminate_twice(site, 0.05 + fault.size / 4)
+            self._terminate_twice(what, site, 0.05 + fault.size / 4)
         else:
             raise ValueError(f"no fault is called {what!r}")
 
@@ -239,23 +235,17 @@ class Driver:
 
         self._at(since + seconds, release)
 
-    def _terminate_twice(self, site: Group, gap: float) -> None:
+    def _terminate(self, what: str, site: Group, act: Callable[[], None]) -> None:
         site.note_termination()
-        site.signal_leader(signal.SIGTERM)
-        since = time.monotonic()
+        self._record("terminate", what, act, group=site.id, again=site.terminated > 1)
 
+    def _terminate_twice(self, what: str, site: Group, gap: float) -> None:
         def again() -> None:
             if site.process.poll() is None:
-                site.signal_leader(signal.SIGTERM)
-            self._faults.write(
-                "terminate",
-                what="terminate twice",
-                group=site.id,
-                since=since,
-                until=time.monotonic(),
-            )
+                self._terminate(what, site, lambda: site.signal_leader(signal.SIGTERM))
 
-        self._at(since + gap, again)
+        again()
+        self._at(time.monotonic() + gap, again)
 
     def _file_is_locked(self) -> bool:
         """Whether a paused process keeps all others from writing."""

@@ -146,7 +146,7 @@ EXPLAINED: dict[str, Callable[[World], None]] = {
     "the file was locked": lambda world: world.pause(4.5, 6.5, 1, locked=True),
     "the machine stood still": lambda world: world.note("stall", 6.0, since=4.9, until=5.9),
     "told to stop at once": lambda world: world.note(
-        "terminate", 5.05, what="terminate twice", group=9, since=5.05, until=5.06
+        "terminate", 5.05, what="terminate twice", again=True, group=9, since=5.05, until=5.06
     ),
     "killed while others kept the file": lambda world: (
         world.pause(5.0, 9.0, 1, locked=True),
@@ -173,7 +173,7 @@ UNEXPLAINED: dict[str, Callable[[World], None]] = {
     "a pause long ago": lambda world: world.pause(0.5, 2.5, 900),
     "a pause of another process": lambda world: world.pause(4.0, 8.0, 901),
     "a clean stop": lambda world: world.note(
-        "terminate", 5.05, what="terminate", group=9, since=5.05, until=5.06
+        "terminate", 5.05, what="terminate", again=False, group=9, since=5.05, until=5.06
     ),
     "its supervisor was killed": lambda world: world.kill(5.05, 9),
 }

@@ -166,11 +166,12 @@ class AsyncResult(Generic[R]):
         if not transport.capabilities.delete or not transport.delete([self.id]):
             return False
         known = self._header or Header(1, self.id, "", app.settings.queue, 0.0)
-        # Sent now, so that it goes over what an earlier attempt has stored.
-        header = msgspec.structs.replace(known, id=self.id, sent=app.now())
-        final = outcome(
-            app.codec, header, REVOKED, deliveries=0, finished=header.sent, ttl=self._ttl(header)
-        )
+        # It goes over what an earlier attempt has stored, whatever this machine's clock says.
+        now, stored = app.now(), backend.fetch([self.id]).get(self.id)
+        sent, deliveries = (now, 0) if stored is None else max((now, 0), stored.fence)
+        header = msgspec.structs.replace(known, id=self.id, sent=sent)
+        ttl = self._ttl(header)
+        final = outcome(app.codec, header, REVOKED, deliveries=deliveries, finished=now, ttl=ttl)
         backend.store([final])
         return True
 

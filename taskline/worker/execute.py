@@ -114,6 +114,27 @@ class Job:
         assert self.task is not None
         return self.header.timeout if self.header.timeout is not None else self.task.timeout
 
+    def begin(self, now: float, monotonic: Callable[[], float]) -> float:
+        """Note that a slot begins to run it, and set its time limits, the message's or the task's.
+
+        Returns the first of them, by the monotonic clock; 0 when there is none.
+        """
+        header, task = self.header, self.task
+        assert header is not None
+        assert task is not None
+        timeout = header.timeout if header.timeout is not None else task.timeout
+        soft = header.soft_timeout if header.soft_timeout is not None else task.soft_timeout
+        if timeout is None and soft is None:
+            self.started = now
+            return 0.0
+        start = monotonic()
+        if timeout is not None:
+            self.deadline = start + timeout
+        if soft is not None:
+            self.soft_deadline = start + soft
+        self.started = now
+        return min(self.deadline or self.soft_deadline, self.soft_deadline or self.deadline)
+
     def abandon(self) -> Job:
         """A job for the same delivery, to settle while this one's code still runs."""
         self.abandoned = True
@@ -133,9 +154,21 @@ class Runner:
         self._keep = keep_results
         self._codec = app.codec
         self._arguments = app.codec.arguments
-        self._clock = app.clock
+        self.now = app.now
         self._serializer = app.settings.serializer
         self._default_ttl = app.settings.result_ttl
+
+    def may_begin(self, job: Job, now: float) -> bool:
+        """False, with a verdict, for a job that was revoked or has expired while it waited."""
+        header = job.header
+        assert header is not None
+        if job.revoked:
+            self.revoked(job)
+        elif header.expires is not None and header.expires <= now:
+            self.expired(job)
+        else:
+            return True
+        return False
 
     def run(self, job: Job) -> None:
         """Run a `def` task in this thread."""
@@ -147,7 +180,7 @@ class Runner:
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
-                value = task.run(args, kwargs)
+                value = task.run(args, kwargs) if task.bind else task.function(*args, **kwargs)
             finally:
                 context.deactivate(token)
         except BaseException as error:  # a task's SystemExit is its failure, not our end
@@ -192,7 +225,7 @@ class Runner:
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
-        now = job.finished = self._clock.time()
+        now = job.finished = self.now()
         policy = task.policy
         if header.retry is not None or (policy is not None and policy.judges_results):
             try:
@@ -220,7 +253,7 @@ class Runner:
         """The task, or decoding its arguments, raised."""
         header = job.header
         assert header is not None
-        now = job.finished = self._clock.time()
+        now = job.finished = self.now()
         if isinstance(error, Ignore):
             self._end(job, SUCCESS)
             return
@@ -268,7 +301,7 @@ class Runner:
 
     def bury(self, job: Job, error: BaseException, reason: str) -> None:
         """A final failure: FAILURE for those who wait, a dead letter for those who mend."""
-        job.finished = job.finished or self._clock.time()
+        job.finished = job.finished or self.now()
         delivery = job.delivery
         header = job.header or Header(
             VERSION, delivery.id, "", delivery.queue, 0.0, self._serializer
@@ -301,7 +334,7 @@ class Runner:
     def _end(self, job: Job, state: str) -> None:
         header = job.header
         assert header is not None
-        job.finished = self._clock.time()
+        job.finished = self.now()
         known = self._known(job)
         self._tell(job, header, lambda: outcomes.outcome(self._codec, header, state, **known))
         job.verdict = ACK

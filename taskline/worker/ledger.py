@@ -24,12 +24,13 @@ _NOTHING = bytes(_RECORD.size)
 
 
 class Running(NamedTuple):
-    """What one slot runs: the message's id, and two times of the monotonic clock."""
+    """What one slot runs."""
 
     id: str
     started: float
+    """Unix seconds."""
     deadline: float
-    """0 where the task has no time limit."""
+    """By the monotonic clock; 0 where the task has no time limit."""
 
 
 class _Shared:

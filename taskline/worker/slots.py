@@ -112,7 +112,8 @@ class ThreadSlot:
         exchange = self._exchange
         get, take = exchange.ready.get, exchange.ready.get_nowait
         done, run = exchange.done, self._runner.run
-        ledger, clock = self._ledger, self._clock
+        ledger, runner = self._ledger, self._runner
+        time, monotonic = runner.now, self._clock.monotonic
         while True:
             try:
                 job = take()
@@ -127,14 +128,13 @@ class ThreadSlot:
             exchange.taken += 1
             if job.lost:
                 continue
-            now = clock.time()
-            if not may_begin(job, now, self._runner):
+            now = time()
+            if not runner.may_begin(job, now):
                 done.append(job)
                 continue
-            first_limit = begin_limits(job, clock)
+            first_limit = job.begin(now, monotonic)
             if ledger is not None:
-                ledger.start(self.index, job.delivery.id, clock.monotonic(), job.deadline)
-            job.started = now
+                ledger.start(self.index, job.delivery.id, now, job.deadline)
             self.current = job
             if first_limit and first_limit < exchange.looks_at:
                 exchange.wake()
@@ -229,14 +229,11 @@ class AsyncSlots:
     async def _run(self, job: Job) -> None:
         exchange, place = self._exchange, self.places[job]
         try:
-            now = self._clock.time()
-            if may_begin(job, now, self._runner):
-                first_limit = begin_limits(job, self._clock)
+            now = self._runner.now()
+            if self._runner.may_begin(job, now):
+                first_limit = job.begin(now, self._clock.monotonic)
                 if self._ledger is not None:
-                    self._ledger.start(
-                        place, job.delivery.id, self._clock.monotonic(), job.deadline
-                    )
-                job.started = now
+                    self._ledger.start(place, job.delivery.id, now, job.deadline)
                 if first_limit and first_limit < exchange.looks_at:
                     exchange.wake()
                 await self._runner.run_async(job)
@@ -280,39 +277,6 @@ class AsyncSlots:
             ending.cancel()
         else:
             self._loop.close()
-
-
-def may_begin(job: Job, now: float, runner: Runner) -> bool:
-    """False, with a verdict, for a job that was revoked or has expired while it waited."""
-    header = job.header
-    assert header is not None
-    if job.revoked:
-        runner.revoked(job)
-    elif header.expires is not None and header.expires <= now:
-        runner.expired(job)
-    else:
-        return True
-    return False
-
-
-def begin_limits(job: Job, clock: Clock) -> float:
-    """Set a job's time limits as it starts, from its header or else its task.
-
-    Returns the first of them, by the monotonic clock; 0 when there is none.
-    """
-    header, task = job.header, job.task
-    assert header is not None
-    assert task is not None
-    timeout = header.timeout if header.timeout is not None else task.timeout
-    soft = header.soft_timeout if header.soft_timeout is not None else task.soft_timeout
-    if timeout is None and soft is None:
-        return 0.0
-    now = clock.monotonic()
-    if timeout is not None:
-        job.deadline = now + timeout
-    if soft is not None:
-        job.soft_deadline = now + soft
-    return min(job.deadline or job.soft_deadline, job.soft_deadline or job.deadline)
 
 
 def _raise_in(thread: int, kind: type[BaseException] | None) -> None:

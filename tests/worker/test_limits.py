@@ -454,3 +454,18 @@ def test_a_message_that_expires_in_the_workers_hands_is_not_started(make_memory_
     bench.drain()
     assert ran == [1]
     assert late.state == "EXPIRED"
+
+
+def test_a_revocation_by_a_machine_whose_clock_is_behind_is_an_end(make_memory_app: Any) -> None:
+    clock, behind = ManualClock(1_000_000.0), ManualClock(999_000.0)
+    app, other = make_memory_app(clock=clock), make_memory_app(clock=behind)
+
+    @app.task
+    def again() -> None:
+        raise Retry(after=3600)
+
+    result = again.delay()
+    Bench(app).drain()
+    assert result.state == "RETRY"
+    assert other.AsyncResult(result.id).revoke()
+    assert result.state == REVOKED

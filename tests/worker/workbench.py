@@ -17,7 +17,6 @@ from taskline.worker.execute import Job, Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.process import served_queues
-from taskline.worker.slots import begin_limits, may_begin
 
 T = TypeVar("T")
 
@@ -160,11 +159,10 @@ class Bench:
             exchange.taken += 1
             if job is None or job.lost:
                 continue
-            if not may_begin(job, self.clock.time(), self.runner):
+            if not self.runner.may_begin(job, self.clock.time()):
                 exchange.done.append(job)
                 continue
-            begin_limits(job, self.clock)
-            job.started = self.clock.time()
+            job.begin(self.clock.time(), self.clock.monotonic)
             self.io.slots[slot].current = job
             return job
         return None

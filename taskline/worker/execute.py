@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -146,6 +146,15 @@ class Job:
         return twin
 
 
+class Gate(Protocol):
+    """Lets interrupts through while it is open: while the task's own code runs."""
+
+    is_open: bool
+
+    def close(self) -> None:
+        """Let none through any more, not even one under way."""
+
+
 class Runner:
     """Runs jobs for one process and decides their verdicts. Any thread may use it."""
 
@@ -170,8 +179,8 @@ class Runner:
             return True
         return False
 
-    def run(self, job: Job) -> None:
-        """Run a `def` task in this thread."""
+    def run(self, job: Job, gate: Gate | None = None) -> None:
+        """Run a `def` task in this thread; through the `gate`, its own code may be interrupted."""
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
@@ -180,10 +189,18 @@ class Runner:
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
+                if gate is not None:
+                    gate.is_open = True
+                    if job.interrupted is not None:
+                        raise job.interrupted
                 value = task.run(args, kwargs) if task.bind else task.function(*args, **kwargs)
             finally:
+                if gate is not None:
+                    gate.close()
                 context.deactivate(token)
         except BaseException as error:  # a task's SystemExit is its failure, not our end
+            if gate is not None:
+                gate.close()  # an interrupt may have come before it was closed
             self.failed(job, error)
         else:
             self.succeeded(job, value)

@@ -82,7 +82,11 @@ class ThreadSlot:
         self._thread: int | None = None
         self._in_main = False
         self._lock = threading.Lock()
-        self._pending: tuple[Job, BaseException] | None = None
+        self.is_open = False
+        """The task's own code runs. Ours is never interrupted: it may have a lock, as the
+        logging has, and would leave it locked for ever."""
+        self._pending: BaseException | None = None
+        """An interrupt that was sent and may not have been raised yet."""
         self._raised: BaseException | None = None
 
     def loop(self) -> None:
@@ -96,7 +100,7 @@ class ThreadSlot:
                 if self._run_until_stopped():
                     return
             except Exception as error:
-                job, self._pending = self.current, None
+                job = self.current
                 if job is None:
                     raise
                 if not job.verdict and not job.abandoned:
@@ -138,12 +142,23 @@ class ThreadSlot:
             self.current = job
             if first_limit and first_limit < exchange.looks_at:
                 exchange.wake()
-            run(job)
-            if self._pending is not None:
-                self._clear_interrupt()
+            run(job, self)
             done.append(job)
             if exchange.waiting:
                 exchange.wake()
+
+    def close(self) -> None:
+        """The task's own code has ended: interrupts come no more, not even one under way."""
+        while self.is_open:
+            try:
+                with self._lock:
+                    if self._pending is not None and not self._in_main:
+                        assert self._thread is not None
+                        _raise_in(self._thread, None)
+                    self._pending = None
+                    self.is_open = False
+            except (SoftTimeout, TaskRevoked, TaskTimeout):
+                continue  # it came too late
 
     def interrupt(self, job: Job, error: BaseException) -> None:
         """Raise `error` in the job's code, if this slot still runs it. For the I/O thread.
@@ -152,9 +167,9 @@ class ThreadSlot:
         thread it takes effect at the next line of Python.
         """
         with self._lock:
-            if self.current is not job or job.verdict:
+            if self.current is not job or not self.is_open:
                 return
-            self._pending = (job, error)
+            self._pending = error
             assert self._thread is not None
             if self._in_main:
                 signal.pthread_kill(self._thread, INTERRUPT_SIGNAL)
@@ -163,17 +178,9 @@ class ThreadSlot:
 
     def _on_signal(self, signum: int, frame: object) -> None:
         pending = self._pending
-        if pending is None or self.current is not pending[0] or pending[0].verdict:
-            return
-        if pending[1] is not self._raised:
-            self._raised = pending[1]
-            raise pending[1]
-
-    def _clear_interrupt(self) -> None:
-        with self._lock:
-            self._pending = None
-            if not self._in_main and self._thread is not None:
-                _raise_in(self._thread, None)
+        if self.is_open and pending is not None and pending is not self._raised:
+            self._raised = pending
+            raise pending
 
 
 class AsyncSlots:

@@ -33,8 +33,6 @@ LINGER = 0.005
 """Seconds for which finished jobs gather while the slots have more to do."""
 UPKEEP_AT_LEAST = 15.0
 """Seconds after which a process that is never idle does the upkeep all the same."""
-BACKLOG = 10_000
-"""Verdicts that may wait for the broker's return before nothing more is received."""
 
 
 class IOThread:
@@ -84,7 +82,6 @@ class IOThread:
         self._prefetch = Prefetch(slots, prefetch)
         self._next_renewal = 0.0
         self._next_upkeep = 0.0
-        self._beat = 0.0
         self._taken = 0
         self._taken_at = 0.0
         self._receiving: Transport | None = None
@@ -173,7 +170,7 @@ class IOThread:
         )
         if self.async_slots is not None:
             self.async_slots.open()
-        now = self._beat = self._taken_at = self._clock.monotonic()
+        now = self._taken_at = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:
             self._ledger.mark_ready(now)
@@ -211,11 +208,10 @@ class IOThread:
 
     def _settle(self, now: float, running: list[Job]) -> bool:
         """All that is due with the broker and the backend but receiving; true at the end."""
-        if now >= self._next_renewal or now - self._beat > self._lease / 2:
-            # Also after this process was paused: what was lost is dropped before it is settled.
+        if now >= self._next_renewal:
+            # Before the flush: what was lost while this process was paused is not settled.
             self._settlements.renew(self._lease)
             self._next_renewal = now + self._lease / 3
-        self._beat = now
         self._settlements.flush()
         self._hand_back_stuck(now)
         self._quarantine.place()
@@ -253,8 +249,6 @@ class IOThread:
 
     def _room(self, now: float, waiting: int) -> int:
         """How many messages to ask for, when so many wait for a thread."""
-        if self._settlements.backlog > BACKLOG:
-            return 0
         idle_async = self.async_slots.idle if self.async_slots is not None else 0
         if not idle_async and now < self._full_until:
             return 0

@@ -29,11 +29,6 @@ class Settlements:
         self.held: dict[Delivery, Job] = {}
         self._pending: dict[str, list[Job]] = {ACK: [], REPLACE: [], BURY: [], RELEASE: []}
 
-    @property
-    def backlog(self) -> int:
-        """How many verdicts wait to be carried out."""
-        return sum(map(len, self._pending.values()))
-
     def add(self, job: Job) -> None:
         """Carry out the job's verdict at the next flush."""
         if job.early or job.delivery in self.held:
@@ -118,11 +113,11 @@ class Settlements:
     def _replace(self) -> None:
         jobs = self._pending[REPLACE]
         self._store(jobs)
-        early = [job for job in jobs if job.early]
+        early = [job for job in jobs if job.early and job.successor is not None]
         if early:
             self._transport.send([job.successor for job in early if job.successor is not None])
             for job in early:
-                job.successor = None
+                job.successor = None  # should what follows fail, it is not sent again
         pairs = [
             (job.delivery, job.successor)
             for job in jobs

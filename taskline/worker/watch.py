@@ -77,7 +77,11 @@ class Watch:
         if self._backend is None:
             return
         before = self._clock.time() - STARTED_AFTER
-        fresh = [job for job in running if not job.marked and job.started and job.started < before]
+        fresh = [
+            job
+            for job in running
+            if not (job.marked or job.lost) and job.started and job.started < before
+        ]
         if fresh:
             shown = map(self._runner.showing, fresh)
             self._backend.store([outcome for outcome in shown if outcome is not None])

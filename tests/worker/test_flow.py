@@ -267,7 +267,8 @@ def test_coroutines_do_not_make_a_process_hoard_other_tasks(
     @still_app.task
     async def coroutine() -> None: ...
 
-    busy, idle = Bench(still_app, name="busy"), Bench(still_app, name="idle")
+    busy = Bench(still_app, name="busy", async_slots=50)
+    idle = Bench(still_app, name="idle", async_slots=50)
     work.take.map([1.0] * 3)
     busy.drain()
     work.take.delay(3600.0)

@@ -186,6 +186,7 @@ def test_a_run_that_lost_its_lease_is_told_and_may_go_on(app: Taskline, clock: M
     assert job.lost
     paused.first.finish()
     paused.first.turn()
+    assert paused.result.state == "PENDING", "what it brings is not even stored"
     paused.replace()
     paused.check()
     assert paused.cancelled == [False, False]

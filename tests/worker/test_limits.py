@@ -469,3 +469,21 @@ def test_a_revocation_by_a_machine_whose_clock_is_behind_is_an_end(make_memory_a
     assert result.state == "RETRY"
     assert other.AsyncResult(result.id).revoke()
     assert result.state == REVOKED
+
+
+def test_an_expired_message_needs_no_free_slot_to_end(make_memory_app: Any) -> None:
+    clock = ManualClock()
+    app = make_memory_app(clock=clock)
+
+    @app.task
+    def run(number: int) -> int:
+        return number
+
+    late = run.options(expires=10, priority=0).delay(2)
+    clock.advance(11)
+    run.delay(1)
+    bench = Bench(app)
+    bench.turn()
+    bench.begin()
+    bench.turn(2)
+    assert late.state == "EXPIRED"

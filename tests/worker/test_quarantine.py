@@ -199,6 +199,22 @@ def test_a_suspect_is_not_starved_by_work_that_is_always_there(
     assert app.transport.peek("default"), "others still wait"
 
 
+def test_what_waited_before_the_suspect_came_is_handed_back_too(
+    app: Taskline, clock: ManualClock
+) -> None:
+    farm = Farm(app, clock, slots=4)
+    farm.innocent.map(["a", "b"])
+    bench = farm.benches[0]
+    bench.turn()
+    assert bench.waiting == 2
+    suspect = farm.innocent.delay("suspect")
+    lose(app)
+    bench.turn(2)
+    assert bench.held == {suspect.id}
+    farm.run()
+    assert farm.runs == {"a": 1, "b": 1, "suspect": 1}
+
+
 def test_many_suspects_are_worked_off_without_ado(app: Taskline, clock: ManualClock) -> None:
     """After a power cut all that was held is suspect: that must not take the day."""
     farm = Farm(app, clock, slots=4)

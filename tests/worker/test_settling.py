@@ -124,6 +124,8 @@ def test_a_receipt_that_fails_is_repeated(broken: Broken, name: str, fault: str)
     broken.recover(bench)
     assert broken.runs == [name]
     assert result.state == STATES[name]
+    if name != "good" or not broken.transport.shares(broken.backend):
+        assert broken.transport.names("store") == ["store"], "what is stored stays stored"
     left = [each.state for each in broken.app.transport.peek("default")]
     assert left == (["delayed"] if name == "again" else [])
     assert len(broken.app.transport.dead_letters()) == (name == "bad")
@@ -270,26 +272,44 @@ def test_stop_ends_though_the_broker_is_gone_and_says_so(
     assert "without having handed everything back" in caplog.text
 
 
-def test_more_verdicts_than_a_long_outage_should_gather_end_the_receiving(
-    broken: Broken, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from taskline.worker import io
-
-    monkeypatch.setattr(io, "BACKLOG", 5)
+def test_nothing_is_taken_in_while_what_is_done_cannot_be_settled(broken: Broken) -> None:
     broken.tasks["good"].map(["x"] * 40)
     bench = Bench(broken.app, prefetch=4)
-    for _ in range(30):  # the broker hands out, but takes nothing back
+    for _ in range(30):  # the broker would hand out, but takes nothing back
         broken.transport.faults["ack"] = ["before"]
         broken.backend.faults["store"] = ["before"]
         bench.turn()
         bench.work()
         broken.clock.advance(6.0)
-    assert len(broken.runs) < 20
+    assert len(broken.runs) <= 4
     broken.transport.faults.clear()
     broken.backend.faults.clear()
     broken.recover(bench)
     bench.drain()
     assert len(broken.runs) == 40
+
+
+def test_a_broker_that_answers_does_not_end_the_backends_outage(
+    broken: Broken, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="taskline.worker")
+    result = broken.call("good")
+    bench = Bench(broken.app)
+    broken.backend.down = True
+    bench.turn()
+    broken.clock.advance(40.0)
+    # Another worker, with a cable of its own, does the work meanwhile.
+    healthy = Bench(broken.app, name="healthy", backend=broken.backend.inner)
+    healthy.drain()
+    assert result.state == SUCCESS
+    for _ in range(20):
+        broken.clock.advance(1.0)
+        bench.turn()
+    assert bench.io._outage.lasts
+    assert "answers again" not in caplog.text
+    broken.backend.down = False
+    broken.recover(bench)
+    assert "answers again" in caplog.text
 
 
 class Early:
@@ -368,6 +388,48 @@ def test_early_a_failure_is_tried_again_by_a_new_message(early: Early, clock: Ma
     with pytest.raises(ValueError, match="negative"):
         result.get(timeout=0)
     assert early.runs == [-1, -1]
+
+
+def test_early_a_new_message_is_sent_once_though_its_neighbours_have_to_be_repeated(
+    early: Early, clock: ManualClock
+) -> None:
+    @early.app.task(retry={"max": 1, "wait": 0})
+    def late() -> None:
+        raise ValueError("late")
+
+    early.once.delay(-1)
+    late.delay()
+    bench = Bench(early.app)
+    bench.turn()
+    bench.work()
+    early.transport.faults["replace"] = ["before", "before"]
+    for _ in range(5):
+        bench.turn()
+        clock.advance(5.0)
+    assert early.transport.names("send") == ["send"]
+
+
+@pytest.mark.parametrize("which", ["early", "late"])
+def test_what_given_up_code_returns_after_all_is_not_its_result(
+    early: Early, clock: ManualClock, which: str
+) -> None:
+    @early.app.task
+    def late(number: int) -> int:
+        return number
+
+    task = early.once if which == "early" else late
+    result = task.options(timeout=5, retry=0).delay(7)
+    bench = Bench(early.app)
+    bench.turn()
+    bench.begin()
+    bench.io.slots[0].interrupt = lambda job, error: None  # type: ignore[method-assign]
+    for _ in range(3):
+        clock.advance(5.0)
+        bench.turn()
+    assert result.state == FAILURE
+    bench.finish()
+    bench.turn(2)
+    assert early.app.AsyncResult(result.id).state == FAILURE
 
 
 def test_early_what_has_not_begun_at_the_end_is_sent_again(

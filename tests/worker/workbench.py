@@ -109,6 +109,7 @@ class Bench:
         lease: float = 30.0,
         max_deliveries: int = 5,
         prefetch: int = 1000,
+        async_slots: int = 1,
         ledger: Ledger | None = None,
         condemned: Condemned | None = None,
         name: str = "bench",
@@ -128,7 +129,7 @@ class Bench:
             max_deliveries=max_deliveries,
             prefetch=prefetch,
             slots=slots,
-            async_slots=1,
+            async_slots=async_slots,
             ledger=ledger,
             condemned=condemned,
         )

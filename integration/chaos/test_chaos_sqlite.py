@@ -114,7 +114,8 @@ def test_120_tasks_survive_the_death_of_all_processes(
     assert set(starts) == set(results.ids)
     before = {record["id"] for record in records if record["t"] < killed}
     again = {record["id"] for record in records if record["t"] > killed} & before
-    assert len(again) == repeated <= 2, "only what ran in the two slots runs again"
+    # Of each process what ran, and what had ended a moment before and was not acknowledged yet.
+    assert len(again) == repeated <= 4, "only what ran, or had just ended, runs again"
     assert app.transport.dead_letters() == []
     app.close()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
-from integration.servers.redis import Missing, RedisServer, demanded
+from integration.servers.process import Server
+from integration.servers.supply import Missing, demanded
+
+S = TypeVar("S", bound=Server)
 
 
-def server_or_skip(make: Callable[[], RedisServer]) -> Iterator[RedisServer]:
+def server_or_skip(make: Callable[[], S]) -> Iterator[S]:
     """Start a server; where its program is missing skip, or fail if CI is set."""
     try:
         server = make()

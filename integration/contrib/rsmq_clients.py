@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from integration.servers.redis import Missing
+from integration.servers.supply import Missing
 
 VERSION = "0.12.4"
 """Of npm's rsmq."""

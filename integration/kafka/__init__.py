@@ -1,0 +1,1 @@
+"""Kafka: the transport on a real broker."""

@@ -20,7 +20,7 @@ Spec: TypeAlias = "str | Sequence[str] | Mapping[str, Any]"
 ALIASES = {"local": "sqlite", "mongo": "mongodb"}
 """The types of Sergeant's connectors, by our names."""
 
-LATER = ("mongodb", "kafka", "kombu")
+LATER = ("kafka", "kombu")
 """Schemes that Taskline's documents name and that this release has not got."""
 
 

@@ -14,6 +14,8 @@ BACKENDS: Registry[Backend] = Registry(
     Backend,
     {
         "memory": Kind("taskline.backends.memory:MemoryBackend"),
+        "mongodb": Kind("taskline.backends.mongodb:MongoBackend", "mongo"),
+        "mongodb+srv": Kind("taskline.backends.mongodb:MongoBackend", "mongo"),
         "redis": Kind("taskline.backends.redis:RedisBackend"),
         "rediss": Kind("taskline.backends.redis:RedisBackend"),
         "unix": Kind("taskline.backends.redis:RedisBackend"),

@@ -12,6 +12,8 @@ TRANSPORTS: Registry[Transport] = Registry(
     Transport,
     {
         "memory": Kind("taskline.transports.memory:MemoryTransport"),
+        "mongodb": Kind("taskline.transports.mongodb:MongoTransport", "mongo"),
+        "mongodb+srv": Kind("taskline.transports.mongodb:MongoTransport", "mongo"),
         "redis": Kind("taskline.transports.redis:RedisTransport"),
         "rediss": Kind("taskline.transports.redis:RedisTransport"),
         "unix": Kind("taskline.transports.redis:RedisTransport"),

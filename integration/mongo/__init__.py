@@ -1,0 +1,1 @@
+"""Tests on a server that speaks MongoDB."""

@@ -32,6 +32,8 @@ from taskline.result import AsyncResult
 from taskline.task import AsyncTask, Calls, Task, make, replaces
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from typing_extensions import Unpack
 
     from taskline.backends.base import Backend
@@ -228,13 +230,32 @@ class Taskline:
 
     # Sending
 
-    def batch(self) -> Batch:
+    def batch(
+        self,
+        *,
+        connection: sqlite3.Connection | UnsetType = UNSET,
+        session: Any = UNSET,
+    ) -> Batch:
         """Collect what this context sends: `with app.batch() as results: ...`.
 
         The messages leave together at the end of the block, a thousand in each
         round trip, and `results` is the `ResultSet` of them. When the block raises,
         nothing is sent. A batch within a batch leaves with the outer one.
+
+        With a `connection` of your own to the broker's SQLite file, or a `session` of
+        pymongo's with the broker's MongoDB, the messages are a part of the transaction
+        that is open there: they are sent when you commit it, or never. Raises
+        `ConfigurationError` when there is none, and `NotSupported` for other brokers.
         """
+        if connection is not UNSET and session is not UNSET:
+            raise ConfigurationError(
+                "batch() takes connection= or session=, not both: a message is part of one "
+                "transaction"
+            )
+        if connection is not UNSET:
+            return Batch(self, "connection", connection)
+        if session is not UNSET:
+            return Batch(self, "session", session)
         return Batch(self)
 
     def send(self, messages: Sequence[Message]) -> None:

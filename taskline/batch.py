@@ -1,4 +1,4 @@
-"""`with app.batch()`: many messages in few round trips."""
+"""`with app.batch()`: many messages in few round trips, or within a transaction of the user's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from taskline.errors import NotSupported
 from taskline.message import Message
 from taskline.result import AsyncResult, ResultSet
 
@@ -18,10 +19,15 @@ CHUNK = 1000
 
 
 class Batch:
-    """What `app.batch()` gives: collects messages of one context until its block ends."""
+    """What `app.batch()` gives: collects messages of one context until its block ends.
 
-    def __init__(self, app: Taskline) -> None:
+    `transaction` is one of the user's own, by the argument `name`.
+    """
+
+    def __init__(self, app: Taskline, name: str = "", transaction: Any = None) -> None:
         self._app = app
+        self._name = name
+        self._transaction = transaction
         self._open = False
 
     def take(self, app: Taskline, messages: Sequence[Message]) -> bool:
@@ -46,6 +52,8 @@ class Batch:
         return batch
 
     def __enter__(self) -> ResultSet[Any]:
+        if self._name and not self._app.settings.eager:
+            self._check()
         self._outer = _batch.get()
         self._token = _batch.set(self)
         self._open = True
@@ -63,12 +71,27 @@ class Batch:
         _batch.reset(self._token)
         if error is not None:
             return
-        for start in range(0, len(self._messages), CHUNK):
-            chunk = self._messages[start : start + CHUNK]
-            self._app.send(chunk)
+        step = len(self._messages) if self._name else CHUNK
+        for start in range(0, len(self._messages), step or 1):
+            chunk = self._messages[start : start + step]
+            if self._name:
+                self._app.transport.send_within(self._transaction, chunk)
+            else:
+                self._app.send(chunk)
             self._results._extend(
                 AsyncResult(self._app, each.header.id, header=each.header) for each in chunk
             )
+
+    def _check(self) -> None:
+        """Raise what can be told before the block about its transaction."""
+        transport = self._app.transport
+        wanted = transport.capabilities.outbox
+        if wanted and wanted != self._name:
+            raise NotSupported(
+                f"the {transport.scheme} transport takes {wanted}= for a transaction of yours, "
+                f"not {self._name}="
+            )
+        transport.send_within(self._transaction, ())
 
 
 _batch: ContextVar[Batch | None] = ContextVar("taskline_batch", default=None)

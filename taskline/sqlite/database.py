@@ -41,7 +41,10 @@ def as_json(values: Iterable[Any]) -> str:
 
 
 def insert(
-    connection: sqlite3.Connection, statement: str, width: int, params: Sequence[Any]
+    connection: sqlite3.Connection | sqlite3.Cursor,
+    statement: str,
+    width: int,
+    params: Sequence[Any],
 ) -> None:
     """Insert many rows with few statements.
 
@@ -96,7 +99,7 @@ class Database:
         # One snapshot: another process may be making the file at this moment.
         connection.execute("BEGIN")
         try:
-            layout = layout_of(connection, self.path)
+            layout = layout_of(connection, self.path, self.location.shared)
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -108,7 +111,7 @@ class Database:
                     f"{self.path} is on a file system without shared memory for SQLite's "
                     "write-ahead log: put it on a local disk"
                 )
-            upgrade(connection, self.path)
+            upgrade(connection, self.path, self.location.shared)
         connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
         connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
 

@@ -1,4 +1,4 @@
-"""Where the file is and how it is opened: `sqlite:///file.db?durability=full&busy_timeout=5`."""
+"""Where the file is and how it is opened: `sqlite:///file.db?durability=full&busy_timeout=5&shared=true`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ class Location(NamedTuple):
     """`normal` survives the death of every process, `full` a power cut too."""
     busy_timeout: float = 30.0
     """Seconds to wait for other writers before an error."""
+    shared: bool = False
+    """Whether tables of another application may be in the file before ours are."""
 
 
 def locate(spec: Spec) -> Location:
     """The location that a URL or a connector mapping names; raises `ConfigurationError`.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or a mapping with `path`
-    (Sergeant's `file_path` is understood), `durability` and `busy_timeout`.
+    (Sergeant's `file_path` is understood), `durability`, `busy_timeout` and `shared`.
     """
-    options = options_of(spec, rest="path", file_path=str, durability=str, busy_timeout=float)
+    options = options_of(
+        spec, rest="path", file_path=str, durability=str, busy_timeout=float, shared=_flag
+    )
     path = options.get("file_path") or options.get("path") or ""
     if isinstance(spec, str):
         if path and not path.startswith("/"):
@@ -50,5 +54,14 @@ def locate(spec: Spec) -> Location:
         raise ConfigurationError(
             f"sqlite option busy_timeout={busy_timeout!r}: give a number of seconds"
         )
+    shared = options.get("shared", False)
+    if not isinstance(shared, bool):
+        raise ConfigurationError(f"sqlite option shared={shared!r}: use true or false")
     full_path = os.path.realpath(os.path.expanduser(os.fspath(path)))
-    return Location(full_path, durability, float(busy_timeout))
+    return Location(full_path, durability, float(busy_timeout), shared)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("use true or false")
+    return text == "true"

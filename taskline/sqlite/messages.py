@@ -80,7 +80,7 @@ def row(message: Message, now: float, deliveries: int = 0) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def add(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+def add(db: sqlite3.Connection | sqlite3.Cursor, rows: Iterable[tuple[Any, ...]]) -> None:
     """Store messages, each of them a `row`; one whose id is stored changes nothing."""
     params: list[Any] = []
     for each in rows:

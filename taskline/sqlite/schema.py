@@ -6,6 +6,7 @@ file is Taskline's.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 
 from taskline.errors import ConfigurationError
@@ -114,6 +115,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 LAYOUT = len(STEPS)
 
+_NAMED = re.compile(r"CREATE .*?(\w+) (?:ON|\()")
+_OURS = frozenset(name for step in STEPS for text in step for name in _NAMED.findall(text))
+"""The names of our tables and indexes."""
+
 
 def check_library() -> None:
     """Raise `ConfigurationError` when Python's SQLite is too old."""
@@ -124,15 +129,30 @@ def check_library() -> None:
         )
 
 
-def layout_of(connection: sqlite3.Connection, path: str) -> int:
-    """The file's layout; raises `ConfigurationError` when it is not for this Taskline."""
+def layout_of(connection: sqlite3.Connection, path: str, shared: bool = False) -> int:
+    """The file's layout; raises `ConfigurationError` when it is not for this Taskline.
+
+    `shared`: another application's tables may be there, under names that are not ours.
+    """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (layout,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application or layout or tables:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+        if application or layout:
             raise ConfigurationError(
-                f"{path} is the database of another application: give Taskline a file of its own"
+                f"{path} is the database of another application, whose application_id is "
+                f"{application} and user_version {layout}: give Taskline a file of its own"
+            )
+        if names and not shared:
+            raise ConfigurationError(
+                f"{path} is the database of another application: give Taskline a file of its own, "
+                f"or add ?shared=true to keep both in one"
+            )
+        taken = _OURS.intersection(name.lower() for name in names)
+        if taken:
+            raise ConfigurationError(
+                f"{path} has {' and '.join(sorted(taken))} already, and Taskline needs the name: "
+                "give Taskline a file of its own"
             )
     if layout > LAYOUT:
         raise ConfigurationError(
@@ -142,11 +162,11 @@ def layout_of(connection: sqlite3.Connection, path: str) -> int:
     return int(layout)
 
 
-def upgrade(connection: sqlite3.Connection, path: str) -> None:
+def upgrade(connection: sqlite3.Connection, path: str, shared: bool = False) -> None:
     """Bring the file to the present layout, all or nothing. It may be there already."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for step in STEPS[layout_of(connection, path) :]:
+        for step in STEPS[layout_of(connection, path, shared) :]:
             for statement in step:
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

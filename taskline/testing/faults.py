@@ -146,6 +146,9 @@ class FaultyTransport(Transport):
     def send(self, messages: Sequence[Message]) -> None:
         self._call("send", lambda: self.inner.send(messages))
 
+    def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
+        self.inner.send_within(transaction, messages)
+
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:

@@ -52,6 +52,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     """A second send of the id of a message that is still stored changes nothing."""
     durable: bool = True
     """Messages survive the death of every process of ours."""
+    outbox: str = ""
+    """The argument of `app.batch` that brings a transaction of the user's own, for
+    `send_within`: `connection` or `session`. Empty where there is no such thing."""
 
 
 class QueueStats(msgspec.Struct, kw_only=True):
@@ -106,6 +109,19 @@ class Transport(ABC):
         A message whose `header.eta` is in the future is not handed over before.
         Sending an id that is still stored changes nothing.
         """
+
+    def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
+        """As `send`, as a part of a transaction that the caller has open and will commit.
+
+        `transaction` is what `capabilities.outbox` says. Workers are woken when it was
+        committed, or look by themselves within a second. Without messages it only checks
+        what can be told before. Raises `ConfigurationError` for a transaction that is not
+        open, or not with this broker, and `NotSupported` where there is no such thing.
+        """
+        raise NotSupported(
+            f"the {self.scheme} transport cannot send within a transaction of yours: use "
+            "sqlite:///file.db, with connection=, or mongodb://, with session="
+        )
 
     @abstractmethod
     def receive(

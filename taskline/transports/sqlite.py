@@ -19,12 +19,13 @@ from taskline.errors import TransportError
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.registry import Spec
 from taskline.sqlite import messages as rows
+from taskline.sqlite import outbox
 from taskline.sqlite.database import Database, as_json, insert
 from taskline.sqlite.location import Location, locate
 from taskline.sqlite.outcomes import store
 from taskline.sqlite.schema import DELAYED, LEASED, READY
 from taskline.sqlite.wake import MESSAGES, OUTCOMES, Bell, Waiter
-from taskline.transports.base import QueueStats, StoredMessage, Transport
+from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,6 +83,7 @@ class SQLiteTransport(Transport):
     """One SQLite file; see the module's docstring."""
 
     scheme = "sqlite"
+    capabilities = Capabilities(outbox="connection")
 
     def __init__(self, location: Location, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(clock)
@@ -89,10 +91,11 @@ class SQLiteTransport(Transport):
         self._database = Database(location, TransportError)
         self._bell = Bell(location.path)
         self._waiter = Waiter(self._database, MESSAGES)
+        self._commits = outbox.Commits(self._database, self._bell)
 
     @classmethod
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
-        """`sqlite:///file.db?durability=normal|full&busy_timeout=SECONDS`, or a mapping."""
+        """`sqlite:///file.db?durability=full&busy_timeout=SECONDS&shared=true`, or a mapping."""
         return cls(locate(spec), clock)
 
     def send(self, messages: Sequence[Message]) -> None:
@@ -104,14 +107,21 @@ class SQLiteTransport(Transport):
             self._database.write(lambda db: rows.add(db, new))
         self._ring(messages, now)
 
+    def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
+        path = self.location.path
+        if not messages:
+            self._database.read(lambda db: None)  # there is a file, with our tables
+            outbox.check(transaction, path)
+            return
+        now = self.clock.time()
+        connection = outbox.check(transaction, path)
+        outbox.add(connection, path, [rows.row(message, now) for message in messages])
+        queues = _due_soon(messages, now)
+        if queues:
+            self._commits.expect(messages[-1].header.id, queues)
+
     def _ring(self, messages: Sequence[Message], now: float) -> None:
-        # Waiters look by themselves before a message that is not due soon.
-        soon = now + RECHECK
-        queues = {
-            message.header.queue
-            for message in messages
-            if message.header.eta is None or message.header.eta <= soon
-        }
+        queues = _due_soon(messages, now)
         if queues:
             self._bell.ring(MESSAGES, queues)
 
@@ -338,5 +348,16 @@ class SQLiteTransport(Transport):
         self._database.maintain()
 
     def close(self) -> None:
+        self._commits.close()
         self._database.close()
         self._waiter.close()
+
+
+def _due_soon(messages: Sequence[Message], now: float) -> set[str]:
+    """The queues to wake: waiters look by themselves before a message that is due later."""
+    soon = now + RECHECK
+    return {
+        message.header.queue
+        for message in messages
+        if message.header.eta is None or message.header.eta <= soon
+    }

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
 
 from taskline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 
 class _Opened(Protocol):
@@ -90,7 +103,7 @@ class Registry(Generic[T]):
                 f"a {self.what} mapping needs a 'type', such as {{'type': 'sqlite'}}; "
                 f"got the keys {', '.join(map(str, mapping)) or 'none'}"
             )
-        return name if ":" in name else ALIASES.get(name.lower(), name.lower())
+        return name if _is_path(name) else ALIASES.get(name.lower(), name.lower())
 
     def _load(self, name: str, several: bool) -> type[T]:
         kind = self._kind(name)
@@ -102,29 +115,37 @@ class Registry(Generic[T]):
         return found
 
     def _kind(self, name: str) -> Kind:
-        if ":" in name:
-            return Kind(name)
-        kind = self.known.get(name) or self._plug_ins().get(name)
+        if _is_path(name):
+            return Kind(name if ":" in name else ":".join(name.rsplit(".", 1)))
+        kind = self.known.get(name) or self._plug_in(name)
         if kind is not None:
             return kind
-        there = ", ".join(sorted({*self.known, *self._plug_ins()}))
+        plug_ins = [point.name for point in self._plug_ins()]
+        there = ", ".join(sorted({*self.known, *plug_ins}))
         if name.partition("+")[0] in LATER:
             raise ConfigurationError(
                 f"this release of Taskline has no {name} {self.what} yet; it has: {there}"
             )
         from difflib import get_close_matches
 
-        near = get_close_matches(name, [*self.known, *self._plug_ins(), *ALIASES], 1)
+        near = get_close_matches(name, [*self.known, *plug_ins, *ALIASES], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigurationError(f"unknown {self.what} {name!r}: {hint}There are: {there}")
 
-    def _plug_ins(self) -> dict[str, Kind]:
+    def _plug_in(self, name: str) -> Kind | None:
+        """Where an installed distribution says that this scheme is."""
+        paths = sorted({point.value for point in self._plug_ins() if point.name == name})
+        if len(paths) > 1:
+            raise ConfigurationError(
+                f"several plug-ins bring a {self.what} named {name!r}: {' and '.join(paths)}; "
+                f"uninstall one, or name the class: {{'type': {paths[0]!r}, ...}}"
+            )
+        return Kind(paths[0]) if paths else None
+
+    def _plug_ins(self) -> EntryPoints:
         from importlib.metadata import entry_points
 
-        return {
-            point.name: Kind(f"{point.module}:{point.attr}")
-            for point in entry_points(group=self.group)
-        }
+        return entry_points(group=self.group)
 
     def _import(self, name: str, kind: Kind) -> type[T]:
         from importlib import import_module
@@ -132,7 +153,7 @@ class Registry(Generic[T]):
         module, _, attribute = kind.path.partition(":")
         try:
             found = getattr(import_module(module), attribute)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             remedy = f"; install it: pip install 'taskline[{kind.extra}]'" if kind.extra else ""
             raise ConfigurationError(
                 f"the {name} {self.what} cannot be loaded: {error}{remedy}"
@@ -141,11 +162,20 @@ class Registry(Generic[T]):
             raise ConfigurationError(
                 f"the {name} {self.what} cannot be loaded: {module} has no {attribute!r}"
             ) from None
+        except Exception as error:
+            raise ConfigurationError(
+                f"the {name} {self.what} cannot be loaded: importing {module} failed: {error!r}"
+            ) from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
             raise ConfigurationError(
                 f"the {name} {self.what} at {kind.path} is not a taskline {self.base.__name__}"
             )
         return cast("type[T]", found)
+
+
+def _is_path(name: str) -> bool:
+    """Whether it is where a class is, `package.module:Class` or `package.module.Class`."""
+    return ":" in name or "." in name
 
 
 def _nodes(spec: Spec) -> int:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from taskline_postgresql import PostgreSQLTransport
+
+from taskline.clock import Clock
+from taskline.testing.cases import leases, looking, sending
+from taskline.testing.transport_suite import TransportConformance
+
+
+class TestPostgreSQL(TransportConformance):
+    """In the tests' time, which the statements then take instead of the server's."""
+
+    histories = 20
+    shrink = False
+
+    @pytest.fixture
+    def make_transport(self, postgresql_url: str) -> Callable[[Clock], PostgreSQLTransport]:
+        return lambda clock: PostgreSQLTransport.from_spec(postgresql_url, clock)
+
+
+class TestInServerTime(sending.Delay, leases.Leases, looking.Stats):
+    manual_clock = False
+    short = 0.4
+    early = 0.05
+
+    @pytest.fixture
+    def make_transport(self, postgresql_url: str) -> Callable[[Clock], PostgreSQLTransport]:
+        return lambda clock: PostgreSQLTransport.from_spec(postgresql_url, clock)

@@ -29,6 +29,32 @@ def lasting(text: str) -> float:
     return seconds
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.ASCII)
+
+
+def size(text: str) -> int:
+    """Bytes, from a text such as `500M`, `1.5GiB`; K, M, G and T are powers of 1024."""
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None or not float(found[1]):
+        raise click.BadParameter(f"{text!r} is not a size: write bytes, or 500M, 1.5G")
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2] or " "))
+
+
+def cpus(text: str) -> list[int]:
+    """Numbers of processors, from a text such as `0-3,6`."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        numbers = (first, last) if dash else (first, first)
+        if not all(re.fullmatch(r"\d{1,4}", number, re.ASCII) for number in numbers):
+            raise click.BadParameter(f"{text!r} names no processors: write 0,1 or 0-3")
+        named = range(int(numbers[0]), int(numbers[1]) + 1)
+        if not named:
+            raise click.BadParameter(f"{text!r} names no processors: {part} runs backwards")
+        found.extend(named)
+    return found
+
+
 def moment(text: str) -> float:
     """Unix seconds, from a date and time in ISO 8601 (local, unless it has a zone)."""
     try:

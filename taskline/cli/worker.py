@@ -10,7 +10,7 @@ import click
 import taskline
 from taskline.cli import output, pidfiles
 from taskline.cli.options import app_option, as_json, choice, common_options, the_app
-from taskline.cli.params import duration, lasting, positive
+from taskline.cli.params import cpus, duration, lasting, positive, size
 from taskline.errors import TransportError
 from taskline.options import queue_name
 
@@ -69,6 +69,23 @@ SHOWN = 5
     metavar="N",
     help="Deaths of its worker after which a message is dead.",
 )
+@click.option(
+    "--max-tasks", type=positive, metavar="N", help="Replace a process after so many tasks."
+)
+@click.option("--max-age", type=lasting, metavar="DURATION", help="Replace a process after that.")
+@click.option(
+    "--soft-memory-limit",
+    type=size,
+    metavar="SIZE",
+    help="Replace a process that is larger, after its tasks.",
+)
+@click.option("--memory-limit", type=size, metavar="SIZE", help="Kill a process that is larger.")
+@click.option(
+    "--nice", type=int, metavar="N", default=0, help="Lower the processes' priority: 1 to 19."
+)
+@click.option(
+    "--cpus", type=cpus, metavar="0-3,…", help="Bind the processes to these processors, in turn."
+)
 @click.option("-n", "--name", help="The worker's name.  [default: host and process id]")
 @click.option(
     "-l",
@@ -87,7 +104,9 @@ SHOWN = 5
     help="How worker processes are made.",
 )
 @common_options
-def worker(queues: tuple[str, ...], pidfile: str | None, **given: Any) -> None:
+def worker(
+    queues: tuple[str, ...], pidfile: str | None, cpus: list[int] | None, **given: Any
+) -> None:
     """Run the tasks of an app until told to stop.
 
     SIGTERM or Ctrl-C stops it: running tasks have --grace to end, all others are handed back.
@@ -112,7 +131,7 @@ def worker(queues: tuple[str, ...], pidfile: str | None, **given: Any) -> None:
         given["loglevel"] = "debug"
     setup(given["loglevel"])
     options = WorkerOptions(
-        queues=names or served_queues(app), weights=weights, app_path=path, **given
+        queues=names or served_queues(app), weights=weights, app_path=path, cpus=cpus or [], **given
     )
     supervisor = Supervisor(app, options)
     _reach(app)

@@ -7,6 +7,7 @@ batches; it renews leases and does what needs a clock. One loop, one thread.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 
@@ -18,6 +19,7 @@ from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
 from taskline.worker.execute import Job, Runner
 from taskline.worker.ledger import Condemned, Ledger
+from taskline.worker.lifetime import Lifetime
 from taskline.worker.outage import Outage
 from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
@@ -56,6 +58,7 @@ class IOThread:
         async_slots: int,
         ledger: Ledger | None = None,
         condemned: Condemned | None = None,
+        lifetime: Lifetime | None = None,
     ) -> None:
         self._app = app
         self._runner = runner
@@ -67,6 +70,7 @@ class IOThread:
         self._max_deliveries = max_deliveries
         self._ledger = ledger
         self._condemned = condemned
+        self._lifetime = lifetime
         self._event = threading.Event()
         self.exchange = Exchange(self.wake)
         self.slots = [
@@ -190,6 +194,13 @@ class IOThread:
             if self._watch.recycle and not self.recycle:
                 self.recycle = self._watch.recycle
                 self.stop(self._lease)
+        if self._lifetime is not None and not self.recycle:
+            self.recycle = self._lifetime.over(now)
+            if self.recycle:
+                log.info("this process will be replaced: %s", self.recycle)
+                if self._ledger is not None:
+                    self._ledger.mark_leaving(now)
+                self.stop(math.inf)
         try:
             if now >= self._outage.retry_at:
                 if self._outage.lasts:
@@ -258,6 +269,8 @@ class IOThread:
             room = room if room > self._prefetch.target() // 2 else 0
         elif now >= self._crowded_until:
             room = max(room, idle_async)
+        if self._lifetime is not None:
+            room = self._lifetime.limit(room, len(self._settlements.held))
         return self._quarantine.limit(room)
 
     def _sync_room(self, waiting: int) -> int:
@@ -339,6 +352,8 @@ class IOThread:
                 durations.append(job.finished - job.started)
             if not job.abandoned:
                 self._settlements.add(job)
+        if self._lifetime is not None:
+            self._lifetime.tasks += len(durations)
         self._prefetch.observe(durations)
 
     def _hand_back_stuck(self, now: float) -> None:

@@ -20,6 +20,8 @@ CONDEMNED = 64
 # Native layout: an aligned double is written and read whole.
 _RECORD = struct.Struct(f"@dd{ID_BYTES}s")
 _FLAG = _DEADLINE = struct.Struct("@d")
+_HEAD = 2 * _FLAG.size
+"""Two flags: the process is ready; it takes no more."""
 _NOTHING = bytes(_RECORD.size)
 
 
@@ -91,7 +93,7 @@ class Ledger:
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
         self._slots = slots
-        self._shared = _Shared(_FLAG.size + slots * _RECORD.size, fd)
+        self._shared = _Shared(_HEAD + slots * _RECORD.size, fd)
         self._map = self._shared.map
 
     def fileno(self) -> int:
@@ -101,17 +103,17 @@ class Ledger:
     def start(self, slot: int, id: str, started: float, deadline: float = 0.0) -> None:
         """Note that a slot begins to run a message."""
         _RECORD.pack_into(
-            self._map, _FLAG.size + slot * _RECORD.size, started, deadline, id.encode()
+            self._map, _HEAD + slot * _RECORD.size, started, deadline, id.encode()
         )
 
     def clear(self, slot: int) -> None:
         """Note that a slot runs nothing."""
-        at = _FLAG.size + slot * _RECORD.size
+        at = _HEAD + slot * _RECORD.size
         self._map[at : at + _RECORD.size] = _NOTHING
 
     def pardon(self, slot: int) -> None:
         """Take the time limit off what a slot runs: it has been given up without it."""
-        at = _FLAG.size + slot * _RECORD.size + _DEADLINE.size
+        at = _HEAD + slot * _RECORD.size + _DEADLINE.size
         _DEADLINE.pack_into(self._map, at, 0.0)
 
     def mark_ready(self, now: float) -> None:
@@ -122,12 +124,20 @@ class Ledger:
     def ready(self) -> bool:
         return bool(_FLAG.unpack_from(self._map, 0)[0])
 
+    def mark_leaving(self, now: float) -> None:
+        """Note that the process takes no more tasks, and ends after those that it runs."""
+        _FLAG.pack_into(self._map, _FLAG.size, now)
+
+    @property
+    def leaving(self) -> bool:
+        return bool(_FLAG.unpack_from(self._map, _FLAG.size)[0])
+
     def running(self) -> list[Running]:
         """What runs now, or ran when the process died."""
         found = []
         for slot in range(self._slots):
             started, deadline, raw = _RECORD.unpack_from(
-                self._map, _FLAG.size + slot * _RECORD.size
+                self._map, _HEAD + slot * _RECORD.size
             )
             if started:
                 found.append(Running(raw.rstrip(b"\0").decode(errors="replace"), started, deadline))

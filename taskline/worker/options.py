@@ -21,6 +21,18 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     grace: float | None = None
     prefetch: int | None = None
     max_deliveries: int | None = None
+    max_tasks: int | None = None
+    """Tasks after which a process is replaced, once what it runs has ended."""
+    max_age: float | None = None
+    """Seconds after which a process is replaced likewise."""
+    soft_memory_limit: int | None = None
+    """Bytes of resident memory beyond which a process is replaced likewise."""
+    memory_limit: int | None = None
+    """Bytes of resident memory beyond which a process is killed; what it ran counts as lost."""
+    nice: int = 0
+    """Added to the niceness of the worker processes."""
+    cpus: list[int] = []
+    """Processors that the processes are bound to, one each, in turn."""
     name: str | None = None
     """Default: the host's name and the supervisor's pid."""
     start_method: str = "fork"

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included
+from taskline.worker import lifetime
 from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
@@ -51,6 +52,7 @@ class Worker:
         condemned: Condemned | None = None,
     ) -> None:
         options = options or WorkerOptions()
+        lifetime.check(options)
         import_included(app)
         settings = app.settings
         self.app = app
@@ -71,6 +73,7 @@ class Worker:
             async_slots=options.async_slots,
             ledger=ledger,
             condemned=condemned,
+            lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
         )
         self._threads: list[threading.Thread] = []
         self._io_thread = threading.Thread(target=self._run_io, name="taskline-io", daemon=True)
@@ -188,6 +191,7 @@ def run_child(
 ) -> int:
     """Be one child of a supervisor, with the app that `find` returns; returns the exit code."""
     try:
+        lifetime.settle_in(options)
         worker = Worker(find(), options, consumer=consumer, ledger=ledger, condemned=condemned)
         return worker.run(control)
     except ConfigurationError as error:

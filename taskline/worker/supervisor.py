@@ -24,6 +24,7 @@ import msgspec
 
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
+from taskline.worker import lifetime
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import STOP, STOP_NOW
@@ -58,6 +59,8 @@ class Child:
         """Whether the process before had reached its broker."""
         self.started_at = 0.0
         self.start_at = 0.0
+        self.succeeded = False
+        """It takes no more, and another has its number."""
 
 
 class Supervisor:
@@ -69,6 +72,7 @@ class Supervisor:
         self.name = self.options.name or f"{socket.gethostname()}-{os.getpid()}"
         self._clock = app.clock
         self._grace = app.settings.grace if self.options.grace is None else self.options.grace
+        self._slots = self.options.threads + self.options.async_slots
         self._children: list[Child] = []
         self._condemned = Condemned()
         self._to_recover: list[tuple[str, list[str]]] = []
@@ -79,6 +83,7 @@ class Supervisor:
         self._obeyed = 0
         self._kill_at = 0.0
         self._exit_code = 0
+        lifetime.check(self.options)
         if self.options.start_method not in ("fork", "spawn"):
             raise ConfigurationError(
                 f"start method {self.options.start_method!r}: choose 'fork' or 'spawn'"
@@ -101,8 +106,7 @@ class Supervisor:
         }
         previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         try:
-            slots = self.options.threads + self.options.async_slots
-            self._children = [Child(i, slots) for i in range(self.options.processes)]
+            self._children = [Child(i, self._slots) for i in range(self.options.processes)]
             while self._step():
                 select.select([wake], [], [], self._clock.bound(self._pause()))
                 with contextlib.suppress(BlockingIOError):
@@ -131,11 +135,15 @@ class Supervisor:
                         os.kill(child.pid, signal.SIGKILL)
             alive = any(child.pid for child in self._children)
             return alive or (bool(self._to_recover) and now < self._kill_at)
-        for child in self._children:
+        for child in list(self._children):
             if not child.pid and now >= child.start_at:
                 self._start(child)
             elif child.pid:
                 self._enforce(child, now)
+                if child.ledger.leaving and not child.succeeded:
+                    # What it still runs may take hours: others need its place meanwhile.
+                    child.succeeded = True
+                    self._children.append(Child(child.number, self._slots))
         return True
 
     def _pause(self) -> float:
@@ -160,7 +168,8 @@ class Supervisor:
         child.started_at = self._clock.monotonic()
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         read_end, child.control = os.pipe()
-        options = msgspec.structs.replace(self.options, name=self.name)
+        cpus = lifetime.cpus_of(self.options, child.number)
+        options = msgspec.structs.replace(self.options, name=self.name, cpus=cpus)
         if self.options.start_method == "spawn":
             child.pid = self._spawn(child, options, read_end)
         else:
@@ -211,7 +220,7 @@ class Supervisor:
     # ---- watching
 
     def _reap(self) -> None:
-        for child in self._children:
+        for child in list(self._children):
             if not child.pid:
                 continue
             pid, status = os.waitpid(child.pid, os.WNOHANG)
@@ -233,10 +242,12 @@ class Supervisor:
             self._to_recover.append((child.consumer, started))
             self._recover_at = now
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if self._obeyed:
+        if self._obeyed or child.succeeded:
             log.info("process %d ended (%s)", pid, how)
         else:
             self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
+        if child.succeeded:
+            self._children.remove(child)
 
     def _replace(self, child: Child, now: float, what: str, *, recycled: bool) -> None:
         """Start a child's successor: at once, or later each time if they die young.
@@ -259,7 +270,7 @@ class Supervisor:
                 "%s, %d in a row died young: next try in %.1f s", what, child.quick_deaths, delay
             )
         else:
-            log.warning("%s: replaced", what)
+            log.log(logging.INFO if recycled else logging.WARNING, "%s: replaced", what)
 
     def _recover(self, now: float) -> None:
         """Hand back what dead processes held. A broker out of reach is asked again each second."""
@@ -283,6 +294,16 @@ class Supervisor:
             self._out_of_reach = False
 
     def _enforce(self, child: Child, now: float) -> None:
+        limit = self.options.memory_limit
+        if limit is not None and (size := lifetime.resident(child.pid)) > limit:
+            log.error(
+                "process %d uses %s, more than its memory_limit of %s: killed",
+                child.pid,
+                lifetime.mebibytes(size),
+                lifetime.mebibytes(limit),
+            )
+            os.kill(child.pid, signal.SIGKILL)
+            return
         for running in child.ledger.running():
             if running.deadline and now > running.deadline + HARD_LIMIT_MARGIN:
                 log.error(

@@ -7,7 +7,7 @@ import datetime
 import click
 import pytest
 
-from taskline.cli.params import duration, lasting, moment, natural, positive
+from taskline.cli.params import cpus, duration, lasting, moment, natural, positive, size
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,30 @@ def test_whole_numbers() -> None:
 def test_what_is_no_positive_number_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a whole number of at least 1"):
         positive(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"),
+    [("1", 1), ("500M", 500 * 2**20), ("1.5G", 3 * 2**29), ("2 KiB".replace(" ", ""), 2048)],
+)
+def test_a_size_becomes_bytes(text: str, bytes: int) -> None:
+    assert size(text) == bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "0M", "-1", "M", "5X", "1e9", "5 M"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a size: write bytes, or 500M"):
+        size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("0", [0]), ("0,2", [0, 2]), ("0-2,5", [0, 1, 2, 5])]
+)
+def test_processors_are_numbers_and_ranges(text: str, numbers: list[int]) -> None:
+    assert cpus(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "0-", "-1", "1,,2", "3-1"])
+def test_what_names_no_processors_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="names no processors"):
+        cpus(text)

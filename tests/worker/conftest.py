@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage import Stage
 
 from taskline import Taskline
 from taskline.backends import memory as memory_backends
@@ -61,3 +62,11 @@ def app(make_app: MakeApp) -> Taskline:
 @pytest.fixture
 def memory_app(make_memory_app: MakeApp) -> Taskline:
     return make_memory_app()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A broker in a file, on which supervisors can be started."""
+    stage = Stage(tmp_path)
+    yield stage
+    stage.end()

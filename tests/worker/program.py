@@ -18,6 +18,7 @@ import time
 from taskline import Taskline
 from taskline.context import current_task
 
+kept: list[bytes] = []
 DIRECTORY = os.environ.get("PROGRAM_DIRECTORY", "")
 
 
@@ -36,7 +37,19 @@ def released(name: str) -> bool:
 def make_app(directory: str, **settings: object) -> Taskline:
     url = f"sqlite:///{directory}/broker.db"
     app = Taskline("program", **{"broker": url, "backend": url, **settings})
-    for function in (quick, hold, nap, deaf, stuck, die, die_with_all, leave, hold_async):
+    for function in (
+        quick,
+        hold,
+        nap,
+        deaf,
+        stuck,
+        die,
+        die_with_all,
+        leave,
+        grow,
+        place,
+        hold_async,
+    ):
         app.task(name=function.__name__)(function)
     return app
 
@@ -53,6 +66,21 @@ def hold(name: str) -> list[int]:
         time.sleep(0.005)
     note("end", name, os.getpid())
     return [os.getpid(), current_task.deliveries, current_task.attempt]
+
+
+def grow(name: str) -> int:
+    """Take 100 MiB the first time, and hold on to them."""
+    note("begin", name, os.getpid())
+    if not released(name):
+        kept.append(b"x" * 100 * 2**20)
+    while not released(name):
+        time.sleep(0.005)
+    return os.getpid()
+
+
+def place() -> tuple[list[int], int]:
+    """The processors of this process, and its niceness."""
+    return sorted(os.sched_getaffinity(0)), os.nice(0)
 
 
 async def hold_async(name: str) -> list[int]:
@@ -102,6 +130,8 @@ def leave(name: str) -> None:
     if not released(name):
         os._exit(0)
 
+
+PLAIN = (quick, hold, nap, deaf, stuck, die, die_with_all, leave, grow, place)
 
 app = make_app(DIRECTORY) if DIRECTORY else None
 

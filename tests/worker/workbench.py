@@ -16,6 +16,7 @@ from taskline.worker import Worker, WorkerOptions
 from taskline.worker.execute import Job, Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
+from taskline.worker.lifetime import Lifetime
 from taskline.worker.process import served_queues
 
 T = TypeVar("T")
@@ -115,6 +116,7 @@ class Bench:
         name: str = "bench",
         transport: Transport | Spy | None = None,
         backend: Backend | Spy | None = None,
+        lifetime: Lifetime | None = None,
     ) -> None:
         self.app = app
         self.clock = app.clock
@@ -132,6 +134,7 @@ class Bench:
             async_slots=async_slots,
             ledger=ledger,
             condemned=condemned,
+            lifetime=lifetime,
         )
         self.exchange = self.io.exchange
         self.transport: Any = transport or app.open_transport()

@@ -123,7 +123,7 @@ def test_a_plug_in_that_fails_when_it_is_imported_says_how(install: Install) -> 
 def test_a_plug_in_whose_driver_is_missing_says_which(install: Install) -> None:
     install("pigeons", "import no_such_driver", ENTRY_POINTS)
     with pytest.raises(
-        ConfigurationError, match="pigeon broker .*No module named 'no_such_driver'"
+        ConfigurationError, match=r"pigeon broker .*No module named 'no_such_driver'"
     ):
         Taskline("shop", broker="pigeon://").transport.ping()
 

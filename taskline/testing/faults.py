@@ -156,6 +156,10 @@ class FaultyTransport(Transport):
             "receive", lambda: self.inner.receive(queues, limit, lease, wait, consumer)
         )
 
+    @property
+    def newest_revocation(self) -> int | None:  # type: ignore[override]
+        return self.inner.newest_revocation
+
     def interrupt(self) -> None:
         self.inner.interrupt()
 

@@ -91,6 +91,13 @@ class Transport(ABC):
     distributes: ClassVar[bool] = False
     """Whether `from_spec` takes the URLs of several nodes."""
 
+    newest_revocation: int | None = None
+    """Cursor of the newest revocation, as the last `receive` found it when it handed over.
+
+    Of a transport that `shares` its store with the backend, which need then not be
+    asked each time; None where it is not known.
+    """
+
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
 

@@ -33,6 +33,8 @@ TICK = 1.0
 """The longest sleep, in seconds."""
 LINGER = 0.005
 """Seconds for which finished jobs gather while the slots have more to do."""
+MOMENT = 0.001
+"""Seconds for which nothing is received, so that brief tasks which just began are settled first."""
 UPKEEP_AT_LEAST = 15.0
 """Seconds after which a process that is never idle does the upkeep all the same."""
 
@@ -88,6 +90,7 @@ class IOThread:
         self._next_upkeep = 0.0
         self._taken = 0
         self._taken_at = 0.0
+        self._just_took_in = False
         self._receiving: Transport | None = None
         self._stop_by: float | None = None
         self._outage = Outage(self._clock)
@@ -238,6 +241,8 @@ class IOThread:
         if waiting and now >= self._outage.retry_at:
             # Slots are busy and have more to do: let finished jobs gather.
             self._event.wait(self._clock.bound(min(LINGER, patience)))
+            if self.exchange.done and len(self._settlements.held) <= len(self.slots):
+                return  # What was taken in has ended, or will in a moment: its results come first.
             if not self.stopping and (room := self._room(now, self.exchange.ready.qsize())) > 0:
                 self._receive(room, 0.0)
             return
@@ -247,6 +252,9 @@ class IOThread:
             self._sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:
             self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
+        elif self._just_took_in and self._settlements.held and self._prefetch.brief:
+            self._just_took_in = False
+            self._sleep(min(until - now, MOMENT))
         elif (room := self._room(now, 0)) > 0:
             self._receive(room, until - now)
         else:
@@ -317,7 +325,8 @@ class IOThread:
         """Make jobs of what was received, and give the slots those that may run."""
         now = self._clock.monotonic()
         try:
-            self._watch.look_at_revocations(now, force=True)
+            shared = self._settlements.shared
+            self._watch.look_before_start(self._transport.newest_revocation if shared else None)
         except TransportError:
             self._settlements.refuse(deliveries)
             raise
@@ -338,6 +347,7 @@ class IOThread:
                 self._crowded_until = now + PATIENCE
         if not waiting:
             self._taken_at = now
+        self._just_took_in = True
         put = self.exchange.ready.put
         for job in plain:
             put(job)

@@ -9,6 +9,10 @@ PATIENCE = 0.2
 """Seconds without a slot becoming free after which waiting messages are handed back."""
 
 
+BRIEF = 0.0005
+"""Seconds that tasks take on the average whose end is worth waiting for."""
+
+
 class Prefetch:
     """A running mean of task durations, weighted towards the recent ones.
 
@@ -30,6 +34,11 @@ class Prefetch:
     def stuck(self, elapsed: float) -> None:
         """Learn that the running tasks take `elapsed` seconds and more: nothing is held then."""
         self._mean = max(self._mean, elapsed, 1.01 * self._slots * HORIZON)
+
+    @property
+    def brief(self) -> bool:
+        """Whether a task that was just begun will have ended in a moment."""
+        return self._mean <= BRIEF
 
     def target(self) -> int:
         """How many messages to hold beyond those that idle slots take at once."""

@@ -25,7 +25,8 @@ class Settlements:
     def __init__(self, transport: Transport, backend: Backend | None) -> None:
         self._transport = transport
         self._backend = backend
-        self._shared = backend is not None and transport.shares(backend)
+        self.shared = backend is not None and transport.shares(backend)
+        """Whether transport and backend are one store."""
         self.held: dict[Delivery, Job] = {}
         self._pending: dict[str, list[Job]] = {ACK: [], REPLACE: [], BURY: [], RELEASE: []}
 
@@ -98,7 +99,7 @@ class Settlements:
 
     def _ack(self) -> None:
         jobs = self._pending[ACK]
-        if self._shared:
+        if self.shared:
             self._store([job for job in jobs if job.early])
             held = [job for job in jobs if not job.early]
             lost = self._transport.ack(

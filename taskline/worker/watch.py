@@ -96,11 +96,20 @@ class Watch:
                     until = min(until, moment)
         return until
 
-    def look_at_revocations(self, now: float, *, force: bool = False) -> None:
-        """Learn of new revocations, at most once in `LOOK_EVERY` seconds unless forced."""
-        if self._backend is None or not (force or now >= self._next_look):
+    def look_at_revocations(self, now: float) -> None:
+        """Learn of new revocations, at most once in `LOOK_EVERY` seconds."""
+        if now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._look()
+
+    def look_before_start(self, newest: int | None) -> None:
+        """Learn of all revocations up to the cursor `newest`; up to now where it is not known."""
+        if newest is None or newest > self._cursor:
+            self._look()
+
+    def _look(self) -> None:
+        if self._backend is None:
             return
-        self._next_look = now + LOOK_EVERY
         self._cursor, fresh = self._backend.revoked(self._cursor)
         if not fresh:
             return

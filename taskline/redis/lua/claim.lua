@@ -1,6 +1,14 @@
--- ARGV: now, limit, lease ms, consumer, queues. Answers '>d' ms until something may come due or
--- end (-1 if nothing will), then of each message '>HI4I4I4' sizes, deliveries, lost; token, id, message.
+-- ARGV: now, limit, lease ms, consumer, the server's ms until which this is wanted or '', queues.
+-- Answers '>ddd' ms until something may come due or end (-1 if nothing will), now, cursor of the
+-- revocations; then of each message '>HI4I4I4' sizes, deliveries, lost; token, id, message.
 local now, limit, lease, consumer = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local QUEUES = 6
+if ARGV[5] ~= '' and now > tonumber(ARGV[5]) then
+  -- Sent along with a wait that took longer than whoever waits may live: others are woken.
+  for index = QUEUES, #ARGV do ring(ARGV[index]) end
+  flush()
+  return struct.pack('>ddd', 0, now, 0)
+end
 local BYTES = 4194304
 local out, size, taken = {''}, 0, 0
 
@@ -46,12 +54,9 @@ local function lease_out(queue, ids)
   taken = taken + #ids
 end
 
-for index = 5, #ARGV do
-  local queue = ARGV[index]
-  move_on(queue, now)
-end
+for index = QUEUES, #ARGV do move_on(ARGV[index], now) end
 flush()
-for index = 5, #ARGV do
+for index = QUEUES, #ARGV do
   local queue = ARGV[index]
   local backs, fronts = {}, {}
   for priority = 9, 0, -1 do
@@ -75,16 +80,14 @@ for index = 5, #ARGV do
   end
 end
 local next_event = -1
-if taken == 0 then
-  for index = 5, #ARGV do
-    for _, kind in ipairs({'d:', 'e:'}) do
-      local first = call('ZRANGE', P .. kind .. ARGV[index], 0, 0, 'WITHSCORES')
-      if first[2] then
-        local after = math.max(0, tonumber(first[2]) - now)
-        if next_event < 0 or after < next_event then next_event = after end
-      end
+for index = QUEUES, #ARGV do
+  for _, kind in ipairs({'d:', 'e:'}) do
+    local first = call('ZRANGE', P .. kind .. ARGV[index], 0, 0, 'WITHSCORES')
+    if first[2] then
+      local after = math.max(0, tonumber(first[2]) - now)
+      if next_event < 0 or after < next_event then next_event = after end
     end
   end
 end
-out[1] = struct.pack('>d', next_event)
+out[1] = struct.pack('>ddd', next_event, now, tonumber(call('GET', P .. 'u') or 0))
 return table.concat(out)

@@ -20,6 +20,8 @@ from taskline.transports.base import StoredMessage
 
 _HEAD = struct.Struct(">BHHHIH")
 _RECORD = struct.Struct(">HIII8s")
+CLAIMED = struct.Struct(">ddd")
+"""How the answer of `claim.lua` begins."""
 _WHOLE = 0xFFFF
 """Instead of a place of the id: the frame is as it was."""
 _BEFORE = _HEAD.size
@@ -70,7 +72,7 @@ def unpack_claim(blob: bytes, node: bytes) -> list[Delivery]:
     record, head = _RECORD.unpack_from, _HEAD.unpack_from
     found: list[Delivery] = []
     names: dict[bytes, str] = {}
-    at, end = 8, len(blob)
+    at, end = CLAIMED.size, len(blob)
     while at < end:
         id_size, size, count, lost, token = record(blob, at)
         start = at + 22

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from taskline.clock import Clock
 from taskline.message import DeadLetter, Delivery, Message, Outcome
@@ -15,6 +14,7 @@ from taskline.redis.packing import milliseconds, pack_id, pack_outcome
 from taskline.redis.script import Script
 from taskline.transports.base import QueueStats, StoredMessage
 from taskline.transports.redis.records import (
+    CLAIMED,
     pack_letter,
     pack_message,
     token_of,
@@ -44,10 +44,22 @@ BATCH = 1000
 """Messages that one call of a script takes at most: the server does nothing else meanwhile."""
 _SEND_BATCH = 250
 """Fewer, because the server keeps the memory of the largest command of each connection."""
+_AT_THE_BELL = 16
+"""Fewer, of what is handed over to somebody who waits, and may be dead by then."""
 _DELETE_BATCH = 16
 """Fewer where each may cost a walk along its queue."""
 
 T = TypeVar("T")
+
+
+class Claim(NamedTuple):
+    """What was handed over."""
+
+    taken: list[Delivery]
+    after: float
+    """Seconds until more may come due or its lease end; infinite if nothing will by itself."""
+    revocations: int
+    """The cursor of the revocations in this store."""
 
 
 class Store:
@@ -57,14 +69,16 @@ class Store:
         self.node = node
         self.clock = node.clock
         self._number = bytes([number])
-        self._own_time = type(node.clock) is not Clock
+        self.own_time = type(node.clock) is not Clock
+        """Whether the scripts take our time instead of the server's."""
         self._doubtful = False
         self._newest = 0.0
+        self._ahead = 0.0
         self._send_head = b""
 
     def _now(self) -> Word:
         """For the scripts: empty, so that the server's clock decides; in tests, the tests'."""
-        return self.clock.time() * 1000 if self._own_time else b""
+        return self.clock.time() * 1000 if self.own_time else b""
 
     def send(self, messages: Sequence[Message], patience: float) -> None:
         """Store the messages whose ids are not there."""
@@ -73,7 +87,7 @@ class Store:
 
     def _pack_send(self, messages: Sequence[Message]) -> bytes:
         counts = {at: m.header.deliveries for at, m in enumerate(messages) if m.header.deliveries}
-        if counts or self._own_time:
+        if counts or self.own_time:
             args: list[Word] = [self._now(), json.dumps(counts) if counts else b""]
             for message in messages:
                 args += pack_message(message)
@@ -92,12 +106,12 @@ class Store:
 
     def claim(
         self, queues: Sequence[str], limit: int, lease: float, consumer: str
-    ) -> tuple[list[Delivery], float]:
-        """Lease what is due; and the seconds until something else may be, infinite if nothing.
+    ) -> Claim:
+        """Lease what is due.
 
         When an answer did not arrive, what it handed over is handed back first.
         """
-        args = [self._now(), min(limit, BATCH), milliseconds(lease), consumer, *queues]
+        args = [self._now(), min(limit, BATCH), milliseconds(lease), consumer, b"", *queues]
         data = CLAIM.packed(self.node.tag, args)
         for last in (False, True):
             try:
@@ -113,11 +127,28 @@ class Store:
                     raise self.node.translate(error) from None
             except ServerError as error:
                 raise self.node.translate(error) from None
+        return self.claimed(blob)
+
+    def packed_claim(
+        self, queues: Sequence[str], limit: int, lease: float, consumer: str, within: float
+    ) -> bytes:
+        """A claim that the server carries out if it comes to it within so many seconds."""
+        latest = self._ahead + (self.clock.monotonic() + within) * 1000
+        args: list[Word] = [b"", min(limit, _AT_THE_BELL), milliseconds(lease), consumer]
+        return CLAIM.packed(self.node.tag, [*args, b"%d" % latest, *queues])
+
+    def claimed(self, blob: bytes) -> Claim:
+        """What a claim was answered."""
+        after, now, revocations = CLAIMED.unpack_from(blob)
+        self._ahead = now - self.clock.monotonic() * 1000
         taken = unpack_claim(blob, self._number)
         if taken:
             self._newest = max(self._newest, token_of(taken[-1]))
-        after: float = struct.unpack_from(">d", blob)[0]
-        return taken, after / 1000 if after >= 0 else float("inf")
+        return Claim(taken, after / 1000 if after >= 0 else float("inf"), int(revocations))
+
+    def doubt(self) -> None:
+        """The answer of a claim did not arrive: the next one first hands back what that took."""
+        self._doubtful = True
 
     def ack(
         self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()

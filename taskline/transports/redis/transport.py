@@ -23,7 +23,8 @@ from taskline.redis.location import Location, locate
 from taskline.registry import Spec
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.redis.member import Member
-from taskline.transports.redis.wake import wait_for_bell
+from taskline.transports.redis.store import Claim
+from taskline.transports.redis.wake import wait_and_ask, wait_for_bell
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from taskline.backends.base import Backend
     from taskline.transports.redis.store import Store
 
+MARGIN = 0.5
+"""Seconds beyond its wait for which what a receiver sent along is carried out."""
 RECHECK = 1.0
 """Seconds after which a waiter looks though nothing woke it."""
 PAUSE = 0.1
@@ -56,6 +59,9 @@ class RedisTransport(Transport):
         self._patience = max(each.timeout for each in locations)
         self._turn = random.randrange(len(self._members))
         self._interrupt = Interrupt()
+        self._looked_into: set[str] = set()
+        self._look_at = 0.0
+        """Until then nothing is in those queues for which no bell rings."""
 
     @classmethod
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
@@ -105,9 +111,11 @@ class RedisTransport(Transport):
     ) -> list[Delivery]:
         clock, interrupt = self.clock, self._interrupt
         until = clock.monotonic() + wait
+        if self._alone is not None and not self._alone.store.own_time:
+            return self._receive_alone(queues, limit, lease, until, consumer)
         while True:
             if self._alone is not None:
-                taken, after = self._alone.store.claim(queues, limit, lease, consumer)
+                taken, after, _ = self._alone.store.claim(queues, limit, lease, consumer)
             else:
                 taken, after = self._claim_in_turn(queues, limit, lease, consumer)
             interrupted = interrupt.spent()
@@ -117,6 +125,41 @@ class RedisTransport(Transport):
             seconds = min(until - now, after, RECHECK)
             if seconds > 0:
                 self._wait(queues, clock.bound(seconds))
+
+    def _receive_alone(
+        self, queues: Sequence[str], limit: int, lease: float, until: float, consumer: str
+    ) -> list[Delivery]:
+        """Of one server: with the wait goes the claim, and who has just looked begins to wait."""
+        clock, interrupt = self.clock, self._interrupt
+        now, interrupted = clock.monotonic(), interrupt.spent()
+        while True:
+            seconds = min(until, self._look_at) - now
+            if seconds <= 0 or interrupted or self._looked_into != set(queues):
+                assert self._alone is not None
+                claim = self._alone.store.claim(queues, limit, lease, consumer)
+            else:
+                claim = self._claim_at_the_bell(queues, limit, lease, seconds, consumer)
+            now = clock.monotonic()
+            self._look_at, self._looked_into = now + min(claim.after, RECHECK), set(queues)
+            self.newest_revocation = claim.revocations
+            if claim.taken or interrupt.spent() or interrupted or now >= until:
+                return claim.taken
+
+    def _claim_at_the_bell(
+        self, queues: Sequence[str], limit: int, lease: float, seconds: float, consumer: str
+    ) -> Claim:
+        assert self._alone is not None
+        store, listener = self._alone.store, self._alone.listener
+        claim = store.packed_claim(queues, limit, lease, consumer, seconds + MARGIN)
+        try:
+            blob = wait_and_ask(listener, queues, claim, self._interrupt, seconds)
+        except TransportError:
+            store.doubt()
+            raise
+        if blob is None:
+            store.doubt()
+            return store.claim(queues, limit, lease, consumer)
+        return store.claimed(blob)
 
     def _claim_in_turn(
         self, queues: Sequence[str], limit: int, lease: float, consumer: str
@@ -132,7 +175,7 @@ class RedisTransport(Transport):
                     continue
                 rest = limit - len(taken)
                 try:
-                    found, after = member.attempt(
+                    found, after, _ = member.attempt(
                         partial(member.store.claim, [queue], rest, lease, consumer)
                     )
                 except TransportError as error:

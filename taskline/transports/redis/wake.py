@@ -1,7 +1,9 @@
 """Waiting for messages: blocked on the servers' bells, and woken from other threads.
 
 A bell is a sorted set with one member while somebody should look into its queue.
-BZPOPMIN hands it to one waiter alone, so a message wakes one worker, not all.
+BZPOPMIN hands it to one waiter alone, so a message wakes one worker, not all. A
+command that is sent along is carried out as soon as the wait is over, however it
+ends: so the look itself costs no further round trip.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import select
 from collections.abc import Sequence
 
 from taskline.errors import TransportError
-from taskline.redis.connection import Connection, Lost, ServerError, pack
+from taskline.redis.connection import Connection, Lost, Reply, ServerError, pack
 from taskline.redis.interrupt import Interrupt
 from taskline.redis.node import ELSEWHERE, Node
 
@@ -27,10 +29,13 @@ class Listener:
         self.node = node
         self._connection: Connection | None = None
         self._client = 0
-        self._asking: Sequence[str] = ()
+        self._sent_along = False
 
-    def ask(self, queues: Sequence[str], seconds: float) -> int:
-        """Begin to wait; returns the descriptor that tells of an answer."""
+    def ask(self, queues: Sequence[str], seconds: float, then: bytes = b"") -> int:
+        """Begin to wait; returns the descriptor that tells of an answer.
+
+        `then` is a packed command that is sent along.
+        """
         if self._connection is not None and self._connection.ended:
             self.close()
         try:
@@ -38,33 +43,45 @@ class Listener:
                 self._connection = self.node.connect()
                 self._client = self._connection.call(pack(["CLIENT", "ID"]))
             bells = [self.node.tag + b"w:" + queue.encode() for queue in queues]
-            self._connection.send(pack(["BZPOPMIN", *bells, seconds + GRACE]))
+            self._sent_along = bool(then)
+            self._connection.send(pack(["BZPOPMIN", *bells, seconds + GRACE]) + then)
         except (Lost, ServerError) as error:
             raise self._fail(error) from None
         return self._connection.fileno()
 
-    def answer(self) -> None:
-        """Read the answer, which is a bell or nothing: who waited looks in either case."""
+    def answer(self) -> Reply:
+        """Read the answer, which is a bell or nothing: who waited looks in either case.
+
+        Returns the answer to what was sent along; None if there is none.
+        """
         assert self._connection is not None
         try:
             self._connection.read()
+            if self._sent_along:
+                return self._connection.read()
         except Lost:
             # Whoever looks now learns whether the server is there.
             self.close()
         except ServerError as error:
-            if error.code not in ELSEWHERE:
+            if error.code not in ELSEWHERE and error.code != "NOSCRIPT":
                 raise self._fail(error) from None
             self.close()
+        return None
 
-    def give_up(self) -> None:
-        """End the wait before its time."""
+    def give_up(self) -> Reply:
+        """End the wait before its time; returns what `answer` does."""
+        assert self._connection is not None
+        poll = select.poll()
+        poll.register(self._connection.fileno(), select.POLLIN)
         try:
-            self.node.command("CLIENT", "UNBLOCK", self._client)
+            # The server may not have come to the wait yet, on its other connection.
+            while not self.node.command("CLIENT", "UNBLOCK", self._client) and not poll.poll(1):
+                pass
         except TransportError:
             # Not allowed, or not connected: without the connection, nothing is waited for.
             self.close()
-        else:
-            self.answer()
+            return None
+        return self.answer()
 
     def _fail(self, error: Exception) -> TransportError:
         self.close()
@@ -74,6 +91,21 @@ class Listener:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def wait_and_ask(
+    listener: Listener, queues: Sequence[str], then: bytes, interrupt: Interrupt, seconds: float
+) -> Reply:
+    """Wait for a bell, for the interrupt, or for some seconds; returns the answer to `then`.
+
+    None if there is no answer. Raises `TransportError`.
+    """
+    descriptor = listener.ask(queues, seconds, then)
+    poll = select.poll()
+    poll.register(interrupt.fileno(), select.POLLIN)
+    poll.register(descriptor, select.POLLIN)
+    ready = {which for which, _ in poll.poll(math.ceil(seconds * 1000))}
+    return listener.answer() if descriptor in ready else listener.give_up()
 
 
 def wait_for_bell(

@@ -98,6 +98,20 @@ def test_a_drained_store_keeps_nothing_but_its_books(server: RedisServer, app: T
     assert server.do("DBSIZE") == ":2\r\n"
 
 
+def test_who_is_woken_has_asked_already(server: RedisServer, app: Taskline) -> None:
+    transport = app.open_transport()
+    transport.receive(["default"], 1, 30, 0, "w")
+    server.do("CONFIG", "RESETSTAT")
+    for number in range(100):
+        app.tasks["bench.noop"].delay(number)
+        taken = transport.receive(["default"], 1, 30, 5, "w")
+        assert transport.ack(taken) == []
+    transport.close()
+    counts = server.counts()
+    assert counts["bzpopmin"] <= 100
+    assert counts["evalsha"] == 300, "a send, a claim and an acknowledgement each"
+
+
 def test_an_idle_receiver_asks_about_once_a_second(server: RedisServer, app: Taskline) -> None:
     transport = app.open_transport()
     transport.receive(["default"], 1, 30, 0.01, "w")

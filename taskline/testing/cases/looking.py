@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from taskline.backends.base import Revocation
 from taskline.clock import Clock
 from taskline.message import FAILURE, SUCCESS, Outcome
 from taskline.testing.cases.transport import (
@@ -341,6 +342,25 @@ class SharedAck(TransportSuite):
             assert backend.fetch([new.id])[new.id].state == SUCCESS
             assert list(backend.wait([new.id], 0)) == [new.id]
             self.assert_empty(other)
+        finally:
+            backend.close()
+
+    def test_what_was_revoked_before_the_handing_over_is_known_then(
+        self, transport: Transport, clock: Clock, make_shared_backend: MakeBackend | None
+    ) -> None:
+        if make_shared_backend is None:
+            pytest.skip(f"the {transport.scheme} transport shares no backend here")
+        backend = make_shared_backend(clock)
+        try:
+            assert transport.shares(backend)
+            for number in range(3):
+                waiting = self.in_thread(lambda: transport.receive(["mail"], 1, 30, 600, "w"))
+                backend.revoke([Revocation(f"{number}")], 600)
+                cursor, _ = backend.revoked(0)
+                transport.send([message()])
+                assert len(waiting.result()) == 1
+                newest = transport.newest_revocation
+                assert newest is None or newest >= cursor
         finally:
             backend.close()
 

@@ -44,7 +44,7 @@ BATCH = 1000
 """Messages that one call of a script takes at most: the server does nothing else meanwhile."""
 _SEND_BATCH = 250
 """Fewer, because the server keeps the memory of the largest command of each connection."""
-_AT_THE_BELL = 16
+AT_THE_BELL = 16
 """Fewer, of what is handed over to somebody who waits, and may be dead by then."""
 _DELETE_BATCH = 16
 """Fewer where each may cost a walk along its queue."""
@@ -104,9 +104,7 @@ class Store:
             parts.append(b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value))
         return b"".join(parts)
 
-    def claim(
-        self, queues: Sequence[str], limit: int, lease: float, consumer: str
-    ) -> Claim:
+    def claim(self, queues: Sequence[str], limit: int, lease: float, consumer: str) -> Claim:
         """Lease what is due.
 
         When an answer did not arrive, what it handed over is handed back first.
@@ -134,7 +132,7 @@ class Store:
     ) -> bytes:
         """A claim that the server carries out if it comes to it within so many seconds."""
         latest = self._ahead + (self.clock.monotonic() + within) * 1000
-        args: list[Word] = [b"", min(limit, _AT_THE_BELL), milliseconds(lease), consumer]
+        args: list[Word] = [b"", min(limit, AT_THE_BELL), milliseconds(lease), consumer]
         return CLAIM.packed(self.node.tag, [*args, b"%d" % latest, *queues])
 
     def claimed(self, blob: bytes) -> Claim:

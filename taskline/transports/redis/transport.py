@@ -23,7 +23,7 @@ from taskline.redis.location import Location, locate
 from taskline.registry import Spec
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.redis.member import Member
-from taskline.transports.redis.store import Claim
+from taskline.transports.redis.store import AT_THE_BELL, Claim
 from taskline.transports.redis.wake import wait_and_ask, wait_for_bell
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ class RedisTransport(Transport):
             else:
                 claim = self._claim_at_the_bell(queues, limit, lease, seconds, consumer)
             now = clock.monotonic()
-            self._look_at, self._looked_into = now + min(claim.after, RECHECK), set(queues)
+            # After many there may be more, of which one who waits is handed but a few.
+            pause = min(claim.after, RECHECK) if len(claim.taken) < AT_THE_BELL else 0.0
+            self._look_at, self._looked_into = now + pause, set(queues)
             self.newest_revocation = claim.revocations
             if claim.taken or interrupt.spent() or interrupted or now >= until:
                 return claim.taken

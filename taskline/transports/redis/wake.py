@@ -73,10 +73,16 @@ class Listener:
         assert self._connection is not None
         poll = select.poll()
         poll.register(self._connection.fileno(), select.POLLIN)
+        clock = self.node.clock
+        until = clock.monotonic() + self.node.location.timeout
         try:
-            # The server may not have come to the wait yet, on its other connection.
-            while not self.node.command("CLIENT", "UNBLOCK", self._client) and not poll.poll(1):
-                pass
+            # The server may not have come to the wait yet, which is on another connection.
+            while not self.node.command("CLIENT", "UNBLOCK", self._client):
+                if poll.poll(1):
+                    break
+                if clock.monotonic() > until:
+                    self.close()
+                    return None
         except TransportError:
             # Not allowed, or not connected: without the connection, nothing is waited for.
             self.close()

@@ -25,12 +25,12 @@ def send_receipt(order: int, pieces: int) -> str:
 
 
 def place(connection: sqlite3.Connection, order: int, pieces: int) -> str:
-    with connection:  # commits at its end, or rolls back when something raises
-        with app.batch(connection=connection) as results:
-            connection.execute("INSERT INTO orders VALUES (?, ?)", (order, pieces))
-            send_receipt.delay(order, pieces)
-            if pieces < 1:
-                raise ValueError("an order of nothing")
+    # The connection commits at the end of the block, or rolls back when something raises.
+    with connection, app.batch(connection=connection) as results:
+        connection.execute("INSERT INTO orders VALUES (?, ?)", (order, pieces))
+        send_receipt.delay(order, pieces)
+        if pieces < 1:
+            raise ValueError("an order of nothing")
     return results.get(timeout=30)[0]
 
 

@@ -285,14 +285,15 @@ def test_autocommit_is_refused_before_the_block(app: Taskline, file: Path) -> No
 
 
 def test_a_commit_within_the_block_is_found_out(app: Taskline, orders: sqlite3.Connection) -> None:
-    with (
-        pytest.raises(ConfigurationError, match="at the end of the batch, so nothing was sent"),
-        app.batch(connection=orders) as results,
-    ):
-        order(orders, 1)
-        app.tasks["mail"].delay(1)
-        orders.commit()
-    assert (waiting(app), len(results)) == (0, 0)
+    def commit_inside() -> None:
+        with app.batch(connection=orders):
+            order(orders, 1)
+            app.tasks["mail"].delay(1)
+            orders.commit()
+
+    with pytest.raises(ConfigurationError, match="at the end of the batch, so nothing was sent"):
+        commit_inside()
+    assert waiting(app) == 0
 
 
 def test_a_closed_connection_is_refused(app: Taskline, file: Path) -> None:
@@ -367,7 +368,7 @@ def test_a_name_that_is_taken_is_told(file: Path, statement: str) -> None:
     with closing(sqlite3.connect(file)) as connection:
         connection.execute(statement)
     transport = SQLiteTransport(locate(f"sqlite:///{file}?shared=true"))
-    with pytest.raises(ConfigurationError, match="has (messages|keys) already"):
+    with pytest.raises(ConfigurationError, match=r"has (messages|keys) already"):
         transport.ping()
 
 
@@ -454,8 +455,8 @@ def test_killed_at_any_moment_both_are_there_or_neither(
     orders.close()
     app.close()
     dice = random.Random(7)
-    for round in range(8):
-        child = fork.Process(target=_order_on_and_on, args=(file, round * 100_000))
+    for turn in range(8):
+        child = fork.Process(target=_order_on_and_on, args=(file, turn * 100_000))
         child.start()
         begun = len(ordered(file))
         until(lambda begun=begun: len(ordered(file)) > begun)

@@ -1,4 +1,4 @@
-"""Lua scripts: each is `common.lua`, what it includes, and its own file."""
+"""Lua scripts: each is what it includes, `common.lua` first, and its own file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from taskline.redis.connection import Word, pack
 class Script:
     """One script. Its text is read, and its hash made, when it is first used."""
 
-    def __init__(self, name: str, *includes: str, when_full: bool = False) -> None:
-        """`when_full`: it frees memory in the end, and so may run when there is none left."""
+    def __init__(
+        self, name: str, *includes: str, when_full: bool = False, common: bool = True
+    ) -> None:
+        """`when_full`: it frees memory in the end, and so may run when there is none left.
+
+        `common`: whether it needs the common words.
+        """
         self.name = name
         self._flags = "flags=allow-oom" if when_full else ""
-        self._parts = ("common", *includes, name)
+        self._parts = (*(("common",) if common else ()), *includes, name)
         self._source = b""
         self._sha = b""
 

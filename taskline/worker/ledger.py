@@ -102,9 +102,7 @@ class Ledger:
 
     def start(self, slot: int, id: str, started: float, deadline: float = 0.0) -> None:
         """Note that a slot begins to run a message."""
-        _RECORD.pack_into(
-            self._map, _HEAD + slot * _RECORD.size, started, deadline, id.encode()
-        )
+        _RECORD.pack_into(self._map, _HEAD + slot * _RECORD.size, started, deadline, id.encode())
 
     def clear(self, slot: int) -> None:
         """Note that a slot runs nothing."""
@@ -136,9 +134,7 @@ class Ledger:
         """What runs now, or ran when the process died."""
         found = []
         for slot in range(self._slots):
-            started, deadline, raw = _RECORD.unpack_from(
-                self._map, _HEAD + slot * _RECORD.size
-            )
+            started, deadline, raw = _RECORD.unpack_from(self._map, _HEAD + slot * _RECORD.size)
             if started:
                 found.append(Running(raw.rstrip(b"\0").decode(errors="replace"), started, deadline))
         return found

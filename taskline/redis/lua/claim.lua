@@ -1,76 +1,107 @@
 -- ARGV: now, limit, lease ms, consumer, the server's ms until which this is wanted or '', queues.
 -- Answers '>ddd' ms until something may come due or end (-1 if nothing will), now, cursor of the
--- revocations; then of each message '>HI4I4I4' sizes, deliveries, lost; token, id, message.
+-- revocations; then of each message '>HI4I4I4d' sizes, deliveries, lost, token; id, message.
 local now, limit, lease, consumer = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local pack = struct.pack
 local QUEUES = 6
 if ARGV[5] ~= '' and now > tonumber(ARGV[5]) then
   -- Sent along with a wait that took longer than whoever waits may live: others are woken.
   for index = QUEUES, #ARGV do ring(ARGV[index]) end
   flush()
-  return struct.pack('>ddd', 0, now, 0)
+  return pack('>ddd', 0, now, 0)
 end
 local BYTES = 4194304
-local out, size, taken = {''}, 0, 0
+local PRIORITIES = {'9', '8', '7', '6', '5', '4', '3', '2', '1', '0'}
+local lease_end = string.format('%.0f', now + lease)
+local out, parts, size, taken = {''}, 1, 0, 0
+local next_event = -1
 
+-- When the first delayed message comes due or the first lease ends.
+local function first_event(queue)
+  local due = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')[2]
+  local ends = call('ZRANGE', P .. 'e:' .. queue, 0, 0, 'WITHSCORES')[2]
+  return math.min(tonumber(due or math.huge), tonumber(ends or math.huge))
+end
+
+local function note_event(at)
+  if at < math.huge then
+    local after = math.max(0, at - now)
+    if next_event < 0 or after < next_event then next_event = after end
+  end
+end
+
+-- Some ids, and whether there are none left.
 local function take(backs, fronts, number)
   if call('EXISTS', unpack(backs)) == 0 then
-    local keys = {unpack(fronts)}
-    keys[11], keys[12], keys[13] = 'LEFT', 'COUNT', number
-    local found = call('LMPOP', 10, unpack(keys))
-    return found and found[2] or {}
+    fronts[11], fronts[12], fronts[13] = 'LEFT', 'COUNT', number
+    local found = call('LMPOP', 10, unpack(fronts))
+    local ids = found and found[2] or {}
+    return ids, #ids < number and (#ids == 0 or call('EXISTS', unpack(fronts, 1, 10)) == 0)
   end
-  for lane_number = 1, 10 do
-    local popped = call('ZPOPMIN', backs[lane_number], number)
+  for index = 1, 10 do
+    local popped = call('ZPOPMIN', backs[index], number)
     if #popped > 0 then
       local ids = {}
-      for index = 1, #popped, 2 do ids[#ids + 1] = popped[index] end
-      return ids
+      for each = 1, #popped, 2 do ids[#ids + 1] = popped[each] end
+      return ids, false
     end
-    local ids = call('LPOP', fronts[lane_number], number)
-    if ids and #ids > 0 then return ids end
+    local ids = call('LPOP', fronts[index], number)
+    if ids and #ids > 0 then return ids, false end
   end
-  return {}
+  return {}, true
 end
 
 local function lease_out(queue, ids)
-  local first = tokens(#ids, now)
+  local number = #ids
+  local first = tokens(number, now)
   local values, pasts = call('HMGET', P .. 'm', unpack(ids)), call('HMGET', P .. 'h', unpack(ids))
   local ends, records = {}, {}
-  for number, id in ipairs(ids) do
-    local value, past = values[number], pasts[number]
-    local token, place, deliveries, lost = first + number, 0, 0, 0
+  for index = 1, number do
+    local id, value, past = ids[index], values[index], pasts[index]
+    local token, place, deliveries, lost = first + index, 0, 0, 0
     if past then place, deliveries, lost = struct.unpack('>dI4I4', past, 9) end
     if place == 0 then place = token end
-    local bare = struct.pack('>d', token)
-    records[#records + 1] = id
-    records[#records + 1] = bare .. struct.pack('>dI4I4', place, deliveries + 1, lost) .. consumer
-    ends[#ends + 1] = now + lease
-    ends[#ends + 1] = id
-    out[#out + 1] = struct.pack('>HI4I4I4', #id, #value, deliveries + 1, lost) .. bare .. id .. value
+    deliveries = deliveries + 1
+    records[2 * index - 1] = id
+    records[2 * index] = pack('>ddI4I4', token, place, deliveries, lost) .. consumer
+    ends[2 * index - 1] = lease_end
+    ends[2 * index] = id
+    out[parts + 1] = pack('>HI4I4I4d', #id, #value, deliveries, lost, token)
+    out[parts + 2] = id
+    out[parts + 3] = value
+    parts = parts + 3
     size = size + #value
   end
   call('HSET', P .. 'h', unpack(records))
   call('ZADD', P .. 'e:' .. queue, unpack(ends))
-  taken = taken + #ids
+  taken = taken + number
 end
 
-for index = QUEUES, #ARGV do move_on(ARGV[index], now) end
+for index = QUEUES, #ARGV do
+  local queue = ARGV[index]
+  local at = first_event(queue)
+  if at <= now then
+    move_on(queue, now)
+    at = first_event(queue)
+  end
+  note_event(at)
+end
 flush()
 for index = QUEUES, #ARGV do
   local queue = ARGV[index]
   local backs, fronts = {}, {}
-  for priority = 9, 0, -1 do
-    backs[#backs + 1] = lane('b', priority, queue)
-    fronts[#fronts + 1] = lane('r', priority, queue)
+  for number, priority in ipairs(PRIORITIES) do
+    backs[number] = P .. 'b' .. priority .. ':' .. queue
+    fronts[number] = P .. 'r' .. priority .. ':' .. queue
   end
   local slice, empty = 16, false
   while taken < limit and size < BYTES and not empty do
-    local ids = take(backs, fronts, math.min(slice, limit - taken))
+    local ids
+    ids, empty = take(backs, fronts, math.min(slice, limit - taken))
     if #ids > 0 then
       lease_out(queue, ids)
       slice = math.max(1, math.min(SOME, math.floor((BYTES - size) * taken / math.max(size, 1))))
     end
-    empty = #ids == 0
   end
   -- The bell rings on for what is left, and stops where nothing is.
   if empty then
@@ -79,15 +110,6 @@ for index = QUEUES, #ARGV do
     call('ZADD', P .. 'w:' .. queue, 0, '1')
   end
 end
-local next_event = -1
-for index = QUEUES, #ARGV do
-  for _, kind in ipairs({'d:', 'e:'}) do
-    local first = call('ZRANGE', P .. kind .. ARGV[index], 0, 0, 'WITHSCORES')
-    if first[2] then
-      local after = math.max(0, tonumber(first[2]) - now)
-      if next_event < 0 or after < next_event then next_event = after end
-    end
-  end
-end
-out[1] = struct.pack('>ddd', next_event, now, tonumber(call('GET', P .. 'u') or 0))
+if taken > 0 then note_event(now + lease) end
+out[1] = pack('>ddd', next_event, now, tonumber(call('GET', P .. 'u') or 0))
 return table.concat(out)

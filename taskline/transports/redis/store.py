@@ -23,6 +23,7 @@ from taskline.transports.redis.records import (
     unpack_stored,
 )
 
+PUSH = Script("push", common=False)
 SEND = Script("send")
 CLAIM = Script("claim", when_full=True)
 ACK = Script("ack", "outcome", when_full=True)
@@ -83,26 +84,28 @@ class Store:
     def send(self, messages: Sequence[Message], patience: float) -> None:
         """Store the messages whose ids are not there."""
         for batch in _chunks(messages, _SEND_BATCH):
-            self.node.call(self._pack_send(batch), SEND, patience)
+            self.node.call(*self._pack_send(batch), patience)
 
-    def _pack_send(self, messages: Sequence[Message]) -> bytes:
-        counts = {at: m.header.deliveries for at, m in enumerate(messages) if m.header.deliveries}
-        if counts or self.own_time:
+    def _pack_send(self, messages: Sequence[Message]) -> tuple[bytes, Script]:
+        if self.own_time or any(m.header.eta is not None or m.header.deliveries for m in messages):
+            counts = {
+                at: m.header.deliveries for at, m in enumerate(messages) if m.header.deliveries
+            }
             args: list[Word] = [self._now(), json.dumps(counts) if counts else b""]
             for message in messages:
                 args += pack_message(message)
-            return SEND.packed(self.node.tag, args)
+            return SEND.packed(self.node.tag, args), SEND
         head = self._send_head
         if not head:
             tag = self.node.tag
             head = self._send_head = (
-                b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n$%d\r\n%b\r\n$0\r\n\r\n$0\r\n\r\n"
-            ) % (SEND.sha, len(tag), tag)
-        parts = [b"*%d" % (6 + 2 * len(messages)), head]
+                b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n$%d\r\n%b\r\n"
+            ) % (PUSH.sha, len(tag), tag)
+        parts = [b"*%d" % (4 + 2 * len(messages)), head]
         for message in messages:
             key, value = pack_message(message)
             parts.append(b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value))
-        return b"".join(parts)
+        return b"".join(parts), PUSH
 
     def claim(self, queues: Sequence[str], limit: int, lease: float, consumer: str) -> Claim:
         """Lease what is due.

@@ -59,25 +59,31 @@ class Pushes:
         if now >= self._next_check:
             self._next_check = now + recheck
             self._watched.clear()
-        self._subscribe(connection, keys)
+        commands = self._subscribe(keys)
         fresh = [key for key in keys if key not in self._watched]
+        if not fresh and commands:
+            connection.send(commands)
         for first in range(0, len(fresh), BATCH):
             some = fresh[first : first + BATCH]
-            connection.send(pack(["MGET", *some]))
+            connection.send(commands + pack(["MGET", *some]))
+            commands = b""
             values = self._answer(connection)
             yield from ((k, v) for k, v in zip(some, values, strict=True) if v is not None)
         self._watched = set(keys)
 
-    def _subscribe(self, connection: Connection, keys: Collection[bytes]) -> None:
+    def _subscribe(self, keys: Collection[bytes]) -> bytes:
+        """The commands that make these keys be pushed."""
+        commands = []
         stale = self._subscribed.difference(keys)
         if len(stale) > FORGET_ABOVE:
-            connection.send(pack(["SUNSUBSCRIBE", *stale]))
+            commands.append(pack(["SUNSUBSCRIBE", *stale]))
             self._subscribed -= stale
         new = [key for key in keys if key not in self._subscribed]
         for first in range(0, len(new), BATCH):
             some = new[first : first + BATCH]
-            connection.send(pack(["SSUBSCRIBE", *some]))
+            commands.append(pack(["SSUBSCRIBE", *some]))
             self._subscribed.update(some)
+        return b"".join(commands)
 
     def _answer(self, connection: Connection) -> Reply:
         """The next reply that is no push."""

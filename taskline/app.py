@@ -41,11 +41,14 @@ if TYPE_CHECKING:
     from taskline.kv import KeyValues
     from taskline.lock import Lock
     from taskline.options import SendOptions, TaskOptions
+    from taskline.schedule import Schedule, Schedules
+    from taskline.schedule.entry import ScheduleOptions
     from taskline.transports.base import Transport
     from taskline.waiters import Waiters
 
 P = ParamSpec("P")
 R = TypeVar("R")
+AnyTask = TypeVar("AnyTask", bound=Task[..., Any])
 
 CALL = "taskline.call"
 """The built-in task that runs a function which came with its message."""
@@ -72,6 +75,17 @@ class BoundDecorator(Protocol):
     ) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+
+
+class Periodic(Protocol):
+    """What `@app.periodic(...)` is: for a task, or for a function that becomes one."""
+
+    @overload
+    def __call__(self, task: AnyTask, /) -> AnyTask: ...
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
 class Taskline:
@@ -130,6 +144,8 @@ class Taskline:
         self.now: Callable[[], float] = time.time if type(clock) is Clock else clock.time
         self.codec = Codec(settings)
         self.tasks: dict[str, Task[..., Any]] = {}
+        self.periodics: dict[str, tuple[Schedule, Task[..., Any]]] = {}
+        """The schedules that the code declares, by name, each with its task."""
         self.dead = DeadLetters(self)
         self._finished: dict[str, Outcome] = {}
         self._connections = Connections(settings, clock)
@@ -279,6 +295,36 @@ class Taskline:
         if batch is not None:
             batch.note(self, result)
         return result
+
+    # Schedules
+
+    def periodic(self, *, name: str | None = None, **options: Unpack[ScheduleOptions]) -> Periodic:
+        """Send a task again and again: `@app.periodic(cron="*/5 8-18 * * mon-fri")`.
+
+        It stands above `@app.task(...)`, or makes a task of a plain function. One of
+        `cron` (five fields, or six that begin with seconds, or `@daily` and the like),
+        `every` (seconds or a timedelta) and `at` (once) says when; `tz` is the time
+        zone of `cron` and of datetimes without one, by default UTC. `start` and `end`:
+        no slot before and after them. `repeats`: after so many messages it ends.
+        `catch_up`: how many slots are sent afterwards that were missed while no worker
+        was there, the newest ones; 1 by default, 0 skips them. `jitter` (seconds): each
+        message is due up to so much later. `args`, `kwargs`; `pass_time`: the name of the
+        argument that gets the intended time. `queue`, `priority`, `expires` and so on: as
+        in `Task.options`. `name`: by default the task's.
+
+        Raises `ConfigurationError` for a wrong option or a name that is taken, and
+        `InvalidArguments` when the arguments do not fit the task.
+        """
+        from taskline.schedule import declare
+
+        return lambda function: declare(self, function, name, dict(options))
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules, declared and stored: see, add, pause, run and remove them."""
+        from taskline.schedule import Schedules
+
+        return Schedules(self)
 
     # Results
 

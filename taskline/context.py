@@ -75,6 +75,16 @@ class Request:
         return self.header.headers
 
     @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that sent it, or None."""
+        return self.header.schedule
+
+    @property
+    def scheduled_for(self) -> float | None:
+        """The moment for which its schedule sent it, Unix seconds, or None."""
+        return self.header.slot
+
+    @property
     def parent(self) -> str | None:
         """The id of the task that sent this one, or None."""
         return self.header.parent

@@ -61,6 +61,10 @@ class Header(msgspec.Struct, omit_defaults=True):
     root: str | None = None
     trace: dict[str, str] | None = None
     headers: dict[str, Any] = {}
+    schedule: str | None = None
+    """The name of the schedule that sent it."""
+    slot: float | None = None
+    """For which moment that was."""
 
 
 class Message(msgspec.Struct, frozen=True):

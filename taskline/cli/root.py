@@ -33,6 +33,7 @@ COMMANDS = {
     "queues": "queues",
     "dead": "dead",
     "purge": "queues:purge",
+    "schedule": "schedule",
     "ping": "ping",
     "tasks": "tasks",
     "doctor": "doctor",

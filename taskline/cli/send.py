@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from taskline.task import Task
 
 
-class _Arguments(click.Command):
+class TakesValues(click.Command):
     """Lets negative numbers, and anything after `--`, be arguments of the task."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -45,7 +45,7 @@ class _Arguments(click.Command):
         return rest
 
 
-@click.command(cls=_Arguments, context_settings={"ignore_unknown_options": True})
+@click.command(cls=TakesValues, context_settings={"ignore_unknown_options": True})
 @click.argument("task")
 @click.argument("values", metavar="[VALUE]...", nargs=-1)
 @click.option("--kw", metavar="NAME=VALUE", multiple=True, help="A keyword argument.")
@@ -103,7 +103,7 @@ def send(
     made = new_files(app)
     if wait is not None:
         check_backend(app)
-    known = _known(app, task)
+    known = known_task(app, task)
     if known is None:
         result = app.send_task(
             task,
@@ -128,7 +128,7 @@ def send(
     report([result], wait, brief=True)
 
 
-def _known(app: Taskline, name: str) -> Task[..., Any] | None:
+def known_task(app: Taskline, name: str) -> Task[..., Any] | None:
     """The task of the user's app; None where there is only a broker."""
     if choice().target() is None:
         return None

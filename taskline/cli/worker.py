@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -86,6 +87,12 @@ SHOWN = 5
 @click.option(
     "--cpus", type=cpus, metavar="0-3,…", help="Bind the processes to these processors, in turn."
 )
+@click.option(
+    "--schedule/--no-schedule",
+    default=True,
+    show_default=True,
+    help="Whether this worker sends what is scheduled, when no other does.",
+)
 @click.option("-n", "--name", help="The worker's name.  [default: host and process id]")
 @click.option(
     "-l",
@@ -125,7 +132,7 @@ def worker(
     names, weights = parse_queues(queues)
     app, path = the_app()
     from taskline.worker import Supervisor, WorkerOptions
-    from taskline.worker.process import served_queues
+    from taskline.worker.process import scheduler_for, served_queues
 
     if choice().debug:
         given["loglevel"] = "debug"
@@ -133,6 +140,8 @@ def worker(
     options = WorkerOptions(
         queues=names or served_queues(app), weights=weights, app_path=path, cpus=cpus or [], **given
     )
+    if options.schedule:
+        scheduler_for(app)  # raises what is wrong with it
     supervisor = Supervisor(app, options)
     _reach(app)
     with pidfiles.hold(pidfile):
@@ -195,6 +204,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
                 "threads": options.threads,
                 "async_slots": options.async_slots,
                 "tasks": sorted(app.tasks),
+                "schedules": sorted(app.periodics) if options.schedule else [],
             }
         )
         return
@@ -217,6 +227,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
             f"{options.async_slots} async)",
         ),
         ("tasks", f"{len(own)}: {', '.join(own[:SHOWN])}{more}" if own else "none"),
+        *_schedules(app, options),
     ):
         output.note(f"{name:<8}  {value}")
     found, _ = TRANSPORTS.find(app.settings.broker)
@@ -230,3 +241,15 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
             "warning: the app has no tasks; name the modules that define them: "
             "Taskline(..., include=['proj.tasks'])"
         )
+
+
+def _schedules(app: Taskline, options: WorkerOptions) -> Iterator[tuple[str, str]]:
+    """The banner's line of the schedules that the code declares."""
+    if not app.periodics:
+        return
+    names = sorted(app.periodics)
+    more = f", … {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    if options.schedule:
+        yield "schedule", f"{len(names)}: {', '.join(names[:SHOWN])}{more}"
+    else:
+        yield "schedule", f"not sent by this worker: {len(names)} declared"

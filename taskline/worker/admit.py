@@ -8,17 +8,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from taskline.app import Taskline
+from taskline.backends.base import Backend
 from taskline.errors import (
     MessageRefused,
     SerializationError,
     TaskPoisoned,
     TaskTimeout,
+    TransportError,
     UnknownTask,
 )
-from taskline.message import Delivery
-from taskline.worker.execute import Job, Runner
+from taskline.message import FINAL_STATES, Delivery
+from taskline.worker.execute import ACK, Job, Runner
 from taskline.worker.ledger import Condemned
 from taskline.worker.settle import Settlements
+
+ASK_AGAIN = 1.0
+"""Seconds for which a scheduled message is handed back when the backend does not answer."""
 
 
 class Admitted(NamedTuple):
@@ -38,6 +43,7 @@ class Admission:
         app: Taskline,
         runner: Runner,
         settlements: Settlements,
+        backend: Backend | None,
         revoked: set[str],
         condemned: Condemned | None,
         max_deliveries: int,
@@ -45,6 +51,7 @@ class Admission:
         self._app = app
         self._runner = runner
         self._settlements = settlements
+        self._backend = backend
         self._revoked = revoked
         self._condemned = condemned
         self._max_deliveries = max_deliveries
@@ -86,6 +93,8 @@ class Admission:
             elif header.expires is not None and header.expires <= now:
                 self._runner.expired(job)
                 self._settlements.add(job)
+            elif header.slot is not None and self._is_repeated(job):
+                pass
             elif delivery.lost and self._was_killed_for(header.id):
                 self._runner.failed(
                     job,
@@ -118,6 +127,26 @@ class Admission:
     def _refuse(self, job: Job, error: Exception) -> None:
         self._runner.bury(job, error, str(error))
         self._settlements.add(job)
+
+    def _is_repeated(self, job: Job) -> bool:
+        """Whether another message of this id, for the same slot of a schedule, has ended.
+
+        Then this one is done with. A requeued message has been delivered before: its first
+        delivery is not the first.
+        """
+        delivery = job.delivery
+        if delivery.deliveries > 1 or self._backend is None:
+            return False
+        try:
+            found = self._backend.fetch([delivery.id]).get(delivery.id)
+        except TransportError:
+            self._settlements.give_back([job], ASK_AGAIN)
+            return True
+        if found is None or found.state not in FINAL_STATES:
+            return False
+        job.verdict = ACK
+        self._settlements.add(job)
+        return True
 
     def _was_killed_for(self, id: str) -> bool:
         return self._condemned is not None and self._condemned.take(id)

@@ -171,6 +171,7 @@ class IOThread:
             self._app,
             self._runner,
             self._settlements,
+            backend,
             self._watch.revoked,
             self._condemned,
             self._max_deliveries,

@@ -33,6 +33,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Added to the niceness of the worker processes."""
     cpus: list[int] = []
     """Processors that the processes are bound to, one each, in turn."""
+    schedule: bool = True
+    """Whether this worker may be the one that sends the messages of schedules."""
     name: str | None = None
     """Default: the host's name and the supervisor's pid."""
     start_method: str = "fork"

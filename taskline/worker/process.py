@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError, TransportError
@@ -23,6 +24,9 @@ from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import Orders
+
+if TYPE_CHECKING:
+    from taskline.schedule import Scheduler
 
 log = logging.getLogger("taskline.worker")
 
@@ -75,6 +79,7 @@ class Worker:
             condemned=condemned,
             lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
         )
+        self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []
         self._io_thread = threading.Thread(target=self._run_io, name="taskline-io", daemon=True)
         self._failure: BaseException | None = None
@@ -97,9 +102,13 @@ class Worker:
         if self._failure is not None or not reached:
             self.stop(0.0)
             raise TransportError(f"the broker was not reached within {REACH_WITHIN:g} s")
+        if self._scheduler is not None:
+            self._scheduler.start()
 
     def stop(self, grace: float | None = None) -> None:
         """Take no more, give running tasks `grace` seconds, hand back the rest."""
+        if self._scheduler is not None:
+            self._scheduler.stop()
         self.io.stop(self._grace if grace is None else grace)
         self._io_thread.join(timeout=(self._grace if grace is None else grace) + 30)
         for thread in self._threads:
@@ -119,6 +128,8 @@ class Worker:
         orders.open()
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._io_thread.start()
+        if self._scheduler is not None:
+            self._scheduler.start()
         first, *others = self.io.slots
         for slot in others:
             threading.Thread(
@@ -140,6 +151,8 @@ class Worker:
                 log.critical("the I/O thread failed: %r", error, exc_info=error)
         finally:
             self.io.ready.set()
+            if self._owns_process and self._scheduler is not None:
+                self._scheduler.stop()
             if self.io.async_slots is not None:
                 self.io.async_slots.stop()
             for _ in self.io.slots:
@@ -153,6 +166,21 @@ class Worker:
             log.warning("this process is replaced: %s", self.io.recycle)
         logging.shutdown()
         os._exit(RECYCLED if self.io.recycle else 1 if self._failure else 0)
+
+
+def scheduler_for(app: Taskline) -> Scheduler | None:
+    """The scheduler of a worker of this app; None when it can have no schedules.
+
+    Raises `ConfigurationError` when the code declares some and they cannot be kept.
+    """
+    from taskline.schedule import Scheduler
+
+    try:
+        return Scheduler(app)
+    except ConfigurationError as error:
+        if app.periodics:
+            raise ConfigurationError(f"{error}; or start the worker with --no-schedule") from None
+        return None
 
 
 def served_queues(app: Taskline) -> list[str]:

@@ -43,6 +43,8 @@ QUICK_DEATHS_FREE = 5
 """Young deaths in a row, of processes that had reached their broker, before replacement waits."""
 READY_BACKOFF_MAX = 0.5
 """The longest such wait: what kills them is a message or a person, and the others' tasks go on."""
+SCHEDULERS = 2
+"""How many of the processes may send schedules: one, and one in its place when it hangs."""
 
 
 class Child:
@@ -168,8 +170,12 @@ class Supervisor:
         child.started_at = self._clock.monotonic()
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         read_end, child.control = os.pipe()
-        cpus = lifetime.cpus_of(self.options, child.number)
-        options = msgspec.structs.replace(self.options, name=self.name, cpus=cpus)
+        options = msgspec.structs.replace(
+            self.options,
+            name=self.name,
+            cpus=lifetime.cpus_of(self.options, child.number),
+            schedule=self.options.schedule and child.number < SCHEDULERS,
+        )
         if self.options.start_method == "spawn":
             child.pid = self._spawn(child, options, read_end)
         else:

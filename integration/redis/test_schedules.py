@@ -18,7 +18,7 @@ from integration.servers.redis import RedisServer
 from taskline import Taskline
 from taskline.redis.node import Node
 from taskline.schedule import Scheduler
-from taskline.schedule.scheduler import LEASE, TICK
+from taskline.schedule.scheduler import TICK
 
 
 @pytest.fixture

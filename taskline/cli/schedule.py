@@ -151,7 +151,7 @@ def pause(name: str) -> None:
     """Send nothing for a schedule until it is resumed.
 
     \b
-    Example:
+    Examples:
       taskline schedule pause night -A proj
     """
     the_app()[0].schedules.pause(name)
@@ -166,7 +166,7 @@ def resume(name: str) -> None:
     """Send again for a paused schedule, from its next time on.
 
     \b
-    Example:
+    Examples:
       taskline schedule resume night -A proj
     """
     the_app()[0].schedules.resume(name)
@@ -181,7 +181,7 @@ def run(name: str) -> None:
     """Send a message of a schedule now, and print its task's id.
 
     \b
-    Example:
+    Examples:
       taskline schedule run night -A proj
     """
     result = the_app()[0].schedules.run(name)
@@ -199,7 +199,7 @@ def remove(name: str) -> None:
     """Delete a stored schedule. One that the code declares can be paused instead.
 
     \b
-    Example:
+    Examples:
       taskline schedule remove night -A proj
     """
     the_app()[0].schedules.remove(name)

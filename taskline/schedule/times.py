@@ -7,7 +7,7 @@ than a moment, so the slots of a schedule are the same to whoever computes them.
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -179,6 +179,8 @@ def zone(name: str) -> tzinfo:
     """The time zone of this name in the IANA database; raises `ConfigurationError`."""
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+    if name == "UTC":
+        return timezone.utc  # known on every system
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -63,6 +63,9 @@ class Suite:
     crowd: ClassVar[int] = 400
     """Messages in the tests with many threads."""
 
+    many: ClassVar[int] = 5000
+    """Outcomes in the test of large batches: more than one command of the store takes."""
+
     @pytest.fixture
     def clock(self) -> Clock:
         return ManualClock() if self.manual_clock else SYSTEM_CLOCK

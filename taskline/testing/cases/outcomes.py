@@ -54,14 +54,14 @@ class Storing(BackendSuite):
         assert sorted(backend.wait(collection(["a", "b"]), 0)) == ["a", "b"]
 
     def test_many_ids_at_once(self, backend: Backend, other: Backend) -> None:
-        stored = [outcome(f"id-{number}", frame=b"%d" % number) for number in range(5000)]
+        stored = [outcome(f"id-{number}", frame=b"%d" % number) for number in range(self.many)]
         assert list(backend.store(stored)) == []
         wanted = {each.id for each in stored} | {"unheard-of"}
         found = other.fetch(wanted)
         assert {key: bytes(each.frame) for key, each in found.items()} == {
             each.id: each.frame for each in stored
         }
-        assert len(other.wait(wanted, 0)) == 5000
+        assert len(other.wait(wanted, 0)) == self.many
         other.expire(sorted(wanted), LONG)
         other.forget(sorted(wanted))
         assert backend.fetch(wanted) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,6 +28,7 @@ from taskline.dead import DeadLetters
 from taskline.errors import ConfigurationError, NoResult
 from taskline.message import Message, Outcome
 from taskline.options import TASK_OPTIONS, CallOptions, identifier, refuse_unknown
+from taskline.queueing import Queues
 from taskline.result import AsyncResult
 from taskline.task import AsyncTask, Calls, Task, make, replaces
 
@@ -148,7 +149,8 @@ class Taskline:
         """The schedules that the code declares, by name, each with its task."""
         self.dead = DeadLetters(self)
         self._finished: dict[str, Outcome] = {}
-        self._connections = Connections(settings, clock)
+        self.queues = Queues(settings)
+        self._connections = Connections(settings, self.queues, clock)
         if "cloudpickle" in settings.accept:
             self.task(name=CALL, serializer="cloudpickle")(_call)
 
@@ -218,7 +220,8 @@ class Taskline:
 
     def _calls(self, name: str) -> Calls[..., Any]:
         settings = self.settings
-        usual = CallOptions(settings.queue, settings.priority, settings.serializer)
+        serializer = self.queues.serializer(settings.queue) or settings.serializer
+        usual = CallOptions(settings.queue, settings.priority, serializer)
         return self.tasks.get(name) or Calls(
             self,
             identifier("task name", name),
@@ -398,6 +401,12 @@ class Taskline:
     def open_transport(self) -> Transport:
         """A further connection to the broker, which the caller closes."""
         return self._connections.new_transport()
+
+    def open_transport_for(self, queues: Collection[str]) -> Transport:
+        """As `open_transport`, where the brokers of other queues need not answer."""
+        return (
+            self._connections.new_transport(queues) if self.queues.routed else self.open_transport()
+        )
 
     def open_backend(self) -> Backend | None:
         """A further connection to the result backend, which the caller closes."""

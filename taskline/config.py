@@ -61,13 +61,22 @@ class Settings(msgspec.Struct, kw_only=True):
     """Run tasks inside `delay()`, here and now."""
     include: list[str] = []
     """Modules that workers import."""
+    queues: dict[str, dict[str, Any]] = {}
+    """Queues that are elsewhere, called otherwise there, or carry a type of their own: by the
+    name that the app has for each, what `taskline.queueing.QueueSettings` says."""
+    connectors: dict[str, str | list[str] | dict[str, Any]] = {}
+    """Further brokers by a name of your own, for `queues`, in the forms of `broker`."""
+    profiles: dict[str, dict[str, Any]] = {}
+    """What several of `queues` have in common, by a name of your own."""
 
 
 NAMES = Settings.__struct_fields__
 _TYPES = get_type_hints(Settings, include_extras=True)
 _LISTS = frozenset(name for name in NAMES if _TYPES[name] == list[str])
-_STRUCTURED = frozenset({"broker", "backend", "retry"})
-_CONFIDENTIAL = frozenset({"broker", "backend", "signing_key", "verify_keys"})
+_STRUCTURED = frozenset({"broker", "backend", "retry", "queues", "connectors", "profiles"})
+_CONFIDENTIAL = frozenset(
+    {"broker", "backend", "signing_key", "verify_keys", "queues", "connectors", "profiles"}
+)
 """Their values may hold passwords or keys, and never stand in an error."""
 
 

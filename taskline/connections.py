@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Collection
+from functools import partial
 
 from taskline.backends import open_backend
 from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.config import Settings
+from taskline.queueing import HOME, Queues
 from taskline.transports import open_transport
 from taskline.transports.base import Transport
 from taskline.waiters import Waiters
@@ -18,8 +21,9 @@ from taskline.waiters import Waiters
 class Connections:
     """The transport and the backend of one app, and those who wait for the backend."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, queues: Queues, clock: Clock) -> None:
         self._settings = settings
+        self._queues = queues
         self._clock = clock
         self._inherited: list[object] = []
         self._lock = threading.Lock()
@@ -67,9 +71,18 @@ class Connections:
         """Those who wait for the backend; None when results are not kept."""
         return self._waiters if self.backend() is not None else None
 
-    def new_transport(self) -> Transport:
-        """A further connection to the broker."""
-        return open_transport(self._settings.broker, clock=self._clock)
+    def new_transport(self, served: Collection[str] | None = None) -> Transport:
+        """A further connection to the broker, or to those of the served queues."""
+        queues, clock = self._queues, self._clock
+        if not queues.routed:
+            return open_transport(queues.connectors[HOME], clock=clock)
+        from taskline.transports.routed import RoutedTransport
+
+        connectors = {
+            key: partial(open_transport, spec, clock=clock)
+            for key, spec in queues.connectors.items()
+        }
+        return RoutedTransport(connectors, queues.routes, clock, served)
 
     def new_backend(self) -> Backend | None:
         """A further connection to the result backend."""

@@ -183,5 +183,6 @@ def _revive(app: Taskline, letter: DeadLetter) -> list[Message]:
         expires=None if expired else header.expires,
         first_run=None,
         waited=0.0,
+        queue=app.queues.origin(letter.queue, header.queue),
     )
     return [app.codec.reframe(header, body)]

@@ -37,6 +37,9 @@ def run(app: Taskline, message: Message) -> Outcome:
             if task is None:
                 raise UnknownTask(f"no task {header.task!r} is registered here")
             args, kwargs = codec.arguments(header, body)
+            model = app.queues.model(header.queue)
+            if model is not None:
+                args = model.convert(header.task, args, kwargs)
             value = _run(task, header, deliveries, *task.signature.convert(args, kwargs))
         except Ignore:
             value = None

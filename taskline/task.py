@@ -49,6 +49,7 @@ class Calls(Generic[P, R]):
         self.name = name
         self._options = options
         self._signature = signature
+        self._model = app.queues.model(options.queue)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send one call. When this returns, the broker has stored it.
@@ -90,6 +91,11 @@ class Calls(Generic[P, R]):
         `task_id`: an id of your own; a second call with it, while the first is still
         stored, changes nothing. Raises `ConfigurationError`.
         """
+        queue = options.get("queue")
+        if queue is not None and options.get("serializer") is None:
+            serializer = self.app.queues.serializer(queue)
+            if serializer is not None:
+                options["serializer"] = serializer
         return Calls(self.app, self.name, self._signature, self._options.changed(options))
 
     def map(self: TakesOne[T, R], iterable: Iterable[T]) -> ResultSet[R]:
@@ -108,6 +114,8 @@ class Calls(Generic[P, R]):
     def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
         if self._signature is not None:
             self._signature.check(args, kwargs)
+        if self._model is not None:
+            self._model.check(self.name, args, kwargs)
         app, options = self.app, self._options
         now = app.now()
         header = Header(
@@ -202,7 +210,7 @@ class Task(Calls[P, R]):
         self.priority = (
             settings.priority if priority is None else check.priority_number("priority", priority)
         )
-        self.serializer = serializer or settings.serializer
+        self.serializer = app.queues.serializer(self.queue) or serializer or settings.serializer
         if self.serializer not in settings.accept:
             raise ConfigurationError(
                 f"serializer={serializer!r}: accept has only {', '.join(settings.accept)}: add it"

@@ -129,12 +129,17 @@ def _broker(app: Taskline, own: bool) -> Iterator[Finding]:
     except TasklineError as error:
         yield checks.unreachable("broker", error)
         return
-    finding, info = checks.server("broker", transport)
-    yield finding
-    if info is not None:
-        yield from checks.durability(transport)
+    reached = True
+    for name, part in transport.parts().items():
+        finding, info = checks.server(name, part)
+        yield finding
+        if info is None:
+            reached = False
+            continue
+        yield from checks.durability(part)
         yield from checks.clock(info.get("time"), app.now())
         yield from _file(info)
+    if reached:
         yield from checks.queues(app, own)
 
 

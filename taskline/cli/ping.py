@@ -29,7 +29,7 @@ def ping() -> None:
       taskline ping --broker sqlite:///shop.db --json
     """
     app = app_or_broker()
-    answers = {"broker": _ask(app.transport)}
+    answers = {name: _ask(part) for name, part in app.transport.parts().items()}
     if app.backend is not None:
         answers["backend"] = _ask(app.backend)
     if as_json():

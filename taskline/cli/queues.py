@@ -64,14 +64,15 @@ def _list(names: tuple[str, ...]) -> None:
     if as_json():
         output.json(stats)
         return
-    output.table(
-        ["queue", "ready", "delayed", "leased", "dead", "oldest"],
-        [
-            (each.queue, each.ready, each.delayed, each.leased, each.dead, output.span(each.oldest))
-            for each in stats
-        ],
-        empty="no messages in any queue",
-    )
+    rows: list[tuple[Any, ...]] = [
+        (each.queue, each.ready, each.delayed, each.leased, each.dead, output.span(each.oldest))
+        for each in stats
+    ]
+    columns = ["queue", "ready", "delayed", "leased", "dead", "oldest"]
+    if app.queues.routed:
+        columns.append("at")
+        rows = [(*row, app.queues.place(row[0])) for row in rows]
+    output.table(columns, rows, empty="no messages in any queue")
     for each in stats if names else ():
         if not (each.ready or each.delayed or each.leased or each.dead):
             _say_empty(app, each.queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,7 +144,7 @@ def worker(
     if options.schedule:
         scheduler_for(app)  # raises what is wrong with it
     supervisor = Supervisor(app, options)
-    _reach(app)
+    _reach(app, options.queues)
     with pidfiles.hold(pidfile):
         _announce(app, options)
         code = supervisor.run()
@@ -170,9 +171,9 @@ def parse_queues(given: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
     return names, weights
 
 
-def _reach(app: Taskline) -> None:
+def _reach(app: Taskline, queues: list[str]) -> None:
     """Raise what no waiting will mend; a broker that is only down is waited for."""
-    for open_one in (app.open_transport, app.open_backend):
+    for open_one in (partial(app.open_transport_for, queues), app.open_backend):
         try:
             opened = open_one()
             if opened is not None:
@@ -214,6 +215,8 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
         f"{name}:{options.weights[name]}" if name in options.weights else name
         for name in options.queues
     )
+    if app.queues.routed:
+        queues = (f"{each} ({app.queues.place(each.partition(':')[0])})" for each in queues)
     backend = app.settings.backend
     for name, value in (
         ("taskline", f"{taskline.__version__}, process {os.getpid()}"),

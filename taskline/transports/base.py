@@ -237,6 +237,10 @@ class Transport(ABC):
         Never a password.
         """
 
+    def parts(self) -> dict[str, Transport]:
+        """The brokers behind it by name, for people who ask after each of them."""
+        return {"broker": self}
+
     def maintain(self) -> None:
         """Background upkeep, called by idle workers about once a second."""
 

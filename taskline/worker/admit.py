@@ -59,6 +59,7 @@ class Admission:
     def admit(self, deliveries: list[Delivery]) -> Admitted:
         """Sort these deliveries by what becomes of them."""
         open_frame, tasks, revoked = self._app.codec.open, self._app.tasks, self._revoked
+        routed = self._app.queues.routed
         held = self._settlements.held
         now = self._app.clock.time()
         plain: list[Job] = []
@@ -77,6 +78,8 @@ class Admission:
                 job = held[delivery] = Job(delivery, None, b"", None)
                 self._refuse(job, error)
                 continue
+            if routed:  # its sender may call the queue otherwise
+                header.queue = delivery.queue
             task = tasks.get(header.task)
             job = held[delivery] = Job(delivery, header, body, task)
             if task is None:

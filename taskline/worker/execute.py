@@ -166,6 +166,7 @@ class Runner:
         self.now = app.now
         self._serializer = app.settings.serializer
         self._default_ttl = app.settings.result_ttl
+        self._models = app.queues.models
 
     def may_begin(self, job: Job, now: float) -> bool:
         """False, with a verdict, for a job that was revoked or has expired while it waited."""
@@ -186,6 +187,8 @@ class Runner:
         assert header is not None
         try:
             args, kwargs = self._arguments(header, job.body)
+            if header.queue in self._models:
+                args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
@@ -214,6 +217,8 @@ class Runner:
         assert header is not None
         try:
             args, kwargs = self._arguments(header, job.body)
+            if header.queue in self._models:
+                args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:

@@ -132,7 +132,7 @@ class IOThread:
         try:
             while not self.stopping:
                 try:
-                    transport = transport or self._app.open_transport()
+                    transport = transport or self._app.open_transport_for(self._queues)
                     backend = backend or self._app.open_backend()
                     _reach(transport, backend)
                 except TransportError as error:

@@ -185,7 +185,8 @@ def scheduler_for(app: Taskline) -> Scheduler | None:
 
 def served_queues(app: Taskline) -> list[str]:
     """The queues a worker serves when it is not told: those of the tasks, and the default one."""
-    return sorted({app.settings.queue, *(task.queue for task in app.tasks.values())})
+    plain = (queue for queue, route in app.queues.routes.items() if route.task in app.tasks)
+    return sorted({app.settings.queue, *plain, *(task.queue for task in app.tasks.values())})
 
 
 def main(arguments: list[str]) -> int:

@@ -28,7 +28,7 @@ from taskline.worker import lifetime
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import STOP, STOP_NOW
-from taskline.worker.process import MISCONFIGURED, RECYCLED, run_child
+from taskline.worker.process import MISCONFIGURED, RECYCLED, run_child, served_queues
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -281,7 +281,7 @@ class Supervisor:
     def _recover(self, now: float) -> None:
         """Hand back what dead processes held. A broker out of reach is asked again each second."""
         try:
-            transport = self.app.open_transport()
+            transport = self.app.open_transport_for(self.options.queues or served_queues(self.app))
             try:
                 while self._to_recover:
                     consumer, started = self._to_recover[-1]

@@ -70,12 +70,12 @@ REPLACE = f"""
 BURY = """
     WITH gone AS (
         DELETE FROM taskline_messages AS m USING
-            unnest(CAST(:letters AS bytea[]), CAST(:frames AS bytea[])) WITH ORDINALITY
-                AS last (letter, frame, place)
+            unnest(CAST(:queues AS text[]), CAST(:letters AS bytea[]), CAST(:frames AS bytea[]))
+                WITH ORDINALITY AS last (queue, letter, frame, place)
             JOIN unnest(CAST(:seqs AS bigint[]), CAST(:tokens AS integer[])) WITH ORDINALITY
                 AS held (seq, token, place) USING (place)
         WHERE m.seq = held.seq AND m.deliveries = held.token AND m.state = 2
-        RETURNING m.seq, m.id, m.queue, m.deliveries, letter, last.frame, place
+        RETURNING m.seq, m.id, last.queue, m.deliveries, letter, last.frame, place
     ), dead AS (
         INSERT INTO taskline_dead (id, queue, deliveries, letter, frame)
         SELECT id, queue, deliveries, letter, frame FROM gone ORDER BY place
@@ -205,6 +205,7 @@ class PostgreSQLTransport(Transport):
         return self._settle(
             BURY,
             [delivery for delivery, _ in burials],
+            queues=[letter.queue for _, letter in burials],
             letters=[msgspec.json.encode(each) for each in bare],
             frames=[bytes(letter.frame) for _, letter in burials],
         )

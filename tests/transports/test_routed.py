@@ -57,7 +57,7 @@ class TestRouted(TransportConformance):
 class TestRoutedFiles(TransportConformance):
     """The same at two SQLite files: leases, waking and crowds of several connections."""
 
-    histories = 10
+    histories = 5
 
     @pytest.fixture
     def make_transport(self, tmp_path: Path) -> Callable[[Clock], RoutedTransport]:

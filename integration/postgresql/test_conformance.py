@@ -6,7 +6,7 @@ import pytest
 from taskline_postgresql import PostgreSQLTransport
 
 from taskline.clock import Clock
-from taskline.testing.cases import leases, looking, sending
+from taskline.testing.cases import leases, sending
 from taskline.testing.transport_suite import TransportConformance
 
 
@@ -21,9 +21,9 @@ class TestPostgreSQL(TransportConformance):
         return lambda clock: PostgreSQLTransport.from_spec(postgresql_url, clock)
 
 
-class TestInServerTime(sending.Delay, leases.Leases, looking.Stats):
+class TestInServerTime(sending.Delay, leases.Leases):
     manual_clock = False
-    short = 0.4
+    short = 1.0
     early = 0.05
 
     @pytest.fixture

@@ -2,6 +2,7 @@
 
 from taskline.app import Taskline
 from taskline.context import current_task
+from taskline.durable import step
 from taskline.errors import (
     BackendError,
     ConfigurationError,
@@ -65,4 +66,5 @@ __all__ = [
     "UnknownTask",
     "__version__",
     "current_task",
+    "step",
 ]

@@ -183,7 +183,8 @@ class Taskline:
         after which a run is ended; `soft_timeout`: after which it gets `SoftTimeout`.
         `expires`: seconds after which it is not started any more. `result_ttl`: seconds for
         which the outcome is kept. `serializer`. `ack`: "late", after the run, or "early",
-        before it (at most once). `bind`: the first argument is the task itself.
+        before it (at most once). `durable`: what its steps return is kept (`taskline.step`).
+        `bind`: the first argument is the task itself.
 
         Raises `ConfigurationError` for a wrong option, for a function that cannot be a
         task, and for a name that another function has.

@@ -30,6 +30,7 @@ class TaskOptions(TypedDict, total=False):
     result_ttl: float | None
     serializer: str | None
     ack: Literal["late", "early"]
+    durable: bool
 
 
 class SendOptions(TypedDict, total=False):

@@ -201,9 +201,12 @@ class Task(Calls[P, R]):
         serializer: str | None = None,
         ack: str = "late",
         bind: bool = False,
+        durable: bool = False,
     ) -> None:
         settings = app.settings
         self.function = function
+        self.body = function
+        """What a run calls: the function, or what stands around it."""
         self.spec = getattr(sys.modules.get(function.__module__), "__spec__", None)
         self.bind = check.flag("bind", bind)
         self.queue = settings.queue if queue is None else check.queue_name("queue", queue)
@@ -225,6 +228,10 @@ class Task(Calls[P, R]):
         self.ack = check.one_of("ack", ack, ("late", "early"))
         self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
         self.signature = TaskSignature(function, bind)
+        if check.flag("durable", durable):
+            from taskline.durable import keeping_steps
+
+            self.body = keeping_steps(app, function)
         own = _name(app, function) if name is None else check.identifier("name", name)
         defaults = CallOptions(self.queue, self.priority, self.serializer)
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
@@ -233,14 +240,14 @@ class Task(Calls[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now."""
-        result: R = self.run(args, kwargs)
+        result: R = self.function(*((self, *args) if self.bind else args), **kwargs)
         return result
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The function's value, or its coroutine: what a worker calls."""
         if self.bind:
-            return self.function(self, *args, **kwargs)
-        return self.function(*args, **kwargs)
+            return self.body(self, *args, **kwargs)
+        return self.body(*args, **kwargs)
 
     @property
     def request(self) -> Request:
@@ -264,7 +271,7 @@ class AsyncTask(Task[P, R]):
     # To call it differs, to send it does not; a caller that holds a Task sends it.
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """The coroutine of the function, to be awaited here."""
-        coroutine: Coroutine[Any, Any, R] = self.run(args, kwargs)
+        coroutine: Coroutine[Any, Any, R] = super().__call__(*args, **kwargs)  # type: ignore
         return coroutine
 
 
@@ -330,6 +337,11 @@ def _flags(function: Any) -> int:
     if code is None:  # an object with __call__
         code = getattr(type(function).__call__, "__code__", None)
     return code.co_flags if code is not None else 0
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether this is an `async def`, or an object or task around one."""
+    return getattr(function, "is_async", False) or bool(_flags(function) & _COROUTINE)
 
 
 def _refuse_method(function: Any, bind: bool) -> None:

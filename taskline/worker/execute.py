@@ -196,7 +196,7 @@ class Runner:
                     gate.is_open = True
                     if job.interrupted is not None:
                         raise job.interrupted
-                value = task.run(args, kwargs) if task.bind else task.function(*args, **kwargs)
+                value = task.run(args, kwargs) if task.bind else task.body(*args, **kwargs)
             finally:
                 if gate is not None:
                     gate.close()

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from taskline.schedule.entry import ScheduleOptions
     from taskline.transports.base import Transport
     from taskline.waiters import Waiters
+    from taskline.workflows.dag import Workflow
+    from taskline.workflows.launch import LaunchOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -247,6 +249,18 @@ class Taskline:
                 f"signing_key=..., or accept_unsigned=True if all who reach the broker are trusted"
             )
         return task.delay(function, args, kwargs)
+
+    # Workflows
+
+    def workflow(self, **options: Unpack[LaunchOptions]) -> Workflow:
+        """A graph of steps, to which `step()` adds: see `docs/workflows.md`.
+
+        The options are those of `apply_async` of a workflow: `name`, `on_failure`, `expires`,
+        `keep`, `task_id`.
+        """
+        from taskline.workflows.dag import Workflow
+
+        return Workflow(self, options)
 
     # Sending
 

@@ -51,7 +51,7 @@ class Codec:
         Sets `header.compression`. Raises `SerializationError` for a value that the
         header's serializer cannot write, or a message larger than `max_message_size`.
         """
-        body = self._dump(header, value)
+        body = self.dump(header, value)
         try:
             frame = join(header, body)
         except Exception as error:
@@ -75,7 +75,7 @@ class Codec:
         self, header: OutcomeHeader, value: Any, *, sent: float, ttl: float | None
     ) -> Outcome:
         """The outcome of a task; `sent` is the message's, `ttl` in seconds. Raises as `encode`."""
-        body = self._dump(header, value)
+        body = self.dump(header, value)
         try:
             frame = join(header, body)
         except Exception as error:
@@ -136,7 +136,8 @@ class Codec:
                 return args, kwargs
         raise SerializationError("the body is not [arguments, keyword arguments]")
 
-    def _dump(self, header: Header | OutcomeHeader, value: Any) -> bytes:
+    def dump(self, header: Header | OutcomeHeader, value: Any) -> bytes:
+        """The body of a value. Sets `header.compression`; raises `SerializationError`."""
         dumps = self._dumps.get(header.serializer)
         if dumps is None:
             raise self._not_accepted(header.serializer)

@@ -50,8 +50,12 @@ class Connections:
             return self.current
 
     def backend(self) -> Backend | None:
-        """The open backend, opened now if need be; None when results are not kept."""
-        if self._backend is not None or self._settings.backend is None:
+        """The open backend, opened now if need be; None when results are not kept.
+
+        In eager mode one in memory stands in for it, so that workflows can go on.
+        """
+        settings = self._settings
+        if self._backend is not None or (settings.backend is None and not settings.eager):
             return self._backend
         opened = self.new_backend()
         if opened is None:
@@ -86,7 +90,10 @@ class Connections:
 
     def new_backend(self) -> Backend | None:
         """A further connection to the result backend."""
-        return open_backend(self._settings.backend, clock=self._clock)
+        spec = self._settings.backend
+        if spec is None and self._settings.eager:
+            spec = f"memory://eager-{id(self)}"
+        return open_backend(spec, clock=self._clock)
 
     def close(self) -> None:
         """Close both; they are opened anew when they are used again."""

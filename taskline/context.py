@@ -8,6 +8,9 @@ from typing import Any, cast
 from taskline.errors import TasklineError
 from taskline.message import Header
 
+MOST_CHILDREN = 1000
+"""How many of the tasks that it has sent a task's outcome names."""
+
 
 class Request:
     """One run of a task: what its message says, and what this handing-over adds.
@@ -18,7 +21,7 @@ class Request:
     task may look at it and return early.
     """
 
-    __slots__ = ("cancelled", "deadline", "deliveries", "header", "receipt")
+    __slots__ = ("cancelled", "children", "deadline", "deliveries", "header", "receipt")
 
     def __init__(
         self,
@@ -33,6 +36,15 @@ class Request:
         self.receipt = receipt
         self.deadline = deadline
         self.cancelled = False
+        self.children: list[str] | None = None
+        """The ids of what it has sent itself, the first `MOST_CHILDREN` of them."""
+
+    def sent(self, id: str) -> None:
+        """Note that the task has sent another, or started a workflow."""
+        if self.children is None:
+            self.children = []
+        if len(self.children) < MOST_CHILDREN:
+            self.children.append(id)
 
     @property
     def id(self) -> str:

@@ -87,6 +87,11 @@ def requeue(app: Taskline, letters: Iterable[DeadLetter | str]) -> list[str]:
                     if message.header.id in done
                 ]
             )
+            steps = [message.header.flow for _, message in found if message.header.id in done]
+            if any(steps):
+                from taskline.workflows.plan import reopen
+
+                reopen(app, backend, {step.id for step in steps if step is not None})
     return sent
 
 

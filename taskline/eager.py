@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from taskline.task import Task
 
 
-def run(app: Taskline, message: Message) -> Outcome:
-    """The final outcome of a message's task, run in this thread.
+def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> Outcome:
+    """The final outcome of a message's task, or of `task`, run in this thread.
 
     The message is read from its bytes, so that arguments arrive converted, as
     from a broker. Retries follow at once, whatever their delay; timeouts are not
@@ -25,7 +25,7 @@ def run(app: Taskline, message: Message) -> Outcome:
     """
     codec = app.codec
     header, body = codec.open(message.frame)
-    task = app.tasks.get(header.task)
+    task = task or app.tasks.get(header.task)
     policy = None if task is None else task.policy
     deliveries = 0
     while True:
@@ -37,6 +37,10 @@ def run(app: Taskline, message: Message) -> Outcome:
             if task is None:
                 raise UnknownTask(f"no task {header.task!r} is registered here")
             args, kwargs = codec.arguments(header, body)
+            if header.flow is not None:
+                from taskline.workflows.inputs import completed
+
+                args, kwargs = completed(app, task, header.flow, args, kwargs, {})
             model = app.queues.model(header.queue)
             if model is not None:
                 args = model.convert(header.task, args, kwargs)

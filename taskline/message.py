@@ -29,6 +29,21 @@ FINAL_STATES = frozenset({SUCCESS, FAILURE, REVOKED, EXPIRED})
 """A task ends in exactly one of these."""
 
 
+class Place(msgspec.Struct, omit_defaults=True):
+    """Where in a workflow a message belongs."""
+
+    id: str
+    """The workflow's."""
+    at: int
+    """The number of the step."""
+    member: int | None = None
+    """Which member of the step it is, when the step is a group."""
+    take: list[tuple[str | None, Any]] = []
+    """The results it takes: each the name of a parameter, or null for the next positional
+    one, and a reference: the id of an outcome, or `[id, n]` for the list of those of
+    `id-0` to `id-(n-1)`."""
+
+
 class Header(msgspec.Struct, omit_defaults=True):
     """The header of a message. Times are Unix seconds, durations seconds."""
 
@@ -65,6 +80,8 @@ class Header(msgspec.Struct, omit_defaults=True):
     """The name of the schedule that sent it."""
     slot: float | None = None
     """For which moment that was."""
+    flow: Place | None = None
+    """Set for a step of a workflow."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -130,6 +147,11 @@ class OutcomeHeader(msgspec.Struct, omit_defaults=True):
     """A failure: `type`, `message`, `traceback`, and `args` and `attrs` when JSON carries them."""
     parent: str | None = None
     root: str | None = None
+    children: list[str] = []
+    """The ids of what the task itself has sent."""
+    refers: Any = None
+    """Of a workflow that succeeded: the value is that of this reference, as in `Place.take`,
+    or an object of such references."""
 
 
 class Outcome(msgspec.Struct, frozen=True):

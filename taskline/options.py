@@ -54,7 +54,7 @@ TASK_OPTIONS = (*TaskOptions.__annotations__, "bind")
 SEND_OPTIONS = tuple(SendOptions.__annotations__)
 
 
-class CallOptions(msgspec.Struct, frozen=True):
+class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one task is sent. Durations are seconds, times Unix seconds."""
 
     queue: str

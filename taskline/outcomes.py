@@ -36,6 +36,7 @@ def outcome(
     ttl: float | None = None,
     retry_at: float | None = None,
     errors: list[str] | None = None,
+    children: list[str] | None = None,
 ) -> Outcome:
     """The outcome of the task of `header` in `state`. Times are Unix seconds, `ttl` seconds.
 
@@ -60,6 +61,8 @@ def outcome(
         header.parent,
         header.root,
     )
+    if children:
+        head.children = children
     return codec.encode_outcome(head, value, sent=header.sent, ttl=ttl)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 import msgspec
 
@@ -74,7 +74,9 @@ class AsyncResult(Generic[R]):
         found = self._read()
         if found is None or found.state not in (SUCCESS, FAILURE):
             return None
-        return self._value(found) if found.state == SUCCESS else _exception(self._opened(found)[0])
+        return (
+            self._value(found) if found.state == SUCCESS else exception_of(self._opened(found)[0])
+        )
 
     @property
     def traceback(self) -> str | None:
@@ -99,6 +101,16 @@ class AsyncResult(Generic[R]):
             del known[field]
         return known
 
+    @property
+    def children(self) -> list[AsyncResult[Any]]:
+        """The results of what the task has sent itself; known once it has ended.
+
+        A thousand at most are remembered.
+        """
+        found = self._read()
+        ids = [] if found is None else self._opened(found)[0].children
+        return [AsyncResult(self.app, each) for each in ids]
+
     @overload
     def get(self, timeout: float | None = None, propagate: Literal[True] = True) -> R: ...
     @overload
@@ -118,7 +130,7 @@ class AsyncResult(Generic[R]):
         final = self._final
         if propagate or final.state == SUCCESS:
             return self._value(final)
-        return _exception(self._opened(final)[0])
+        return exception_of(self._opened(final)[0])
 
     async def aget(self, timeout: float | None = None) -> R:
         """As `get`, for coroutines: does not block the event loop."""
@@ -163,6 +175,8 @@ class AsyncResult(Generic[R]):
             return False
         backend.revoke([Revocation(self.id, terminate)], REVOCATION_TTL)
         transport = app.transport
+        if self._is_step():  # workers see to it that its workflow ends too
+            return False
         if not transport.capabilities.delete or not transport.delete([self.id]):
             return False
         known = self._header or Header(1, self.id, "", app.settings.queue, 0.0)
@@ -174,6 +188,16 @@ class AsyncResult(Generic[R]):
         final = outcome(app.codec, header, REVOKED, deliveries=deliveries, finished=now, ttl=ttl)
         backend.store([final])
         return True
+
+    def _is_step(self) -> bool:
+        """Whether it is a step of a workflow."""
+        if self._header is not None or "-" not in self.id:
+            return False
+        from taskline.workflows.plan import plan_id
+
+        parts = self.id.split("-")
+        plans = [plan_id("-".join(parts[:count])) for count in range(1, len(parts))]
+        return bool(self.app.require_backend().fetch(plans))
 
     def requeue(self) -> None:
         """Send the failed task again from the dead letters, as a first attempt.
@@ -228,10 +252,14 @@ class AsyncResult(Generic[R]):
         """The value after SUCCESS; raises what `get()` raises for any other end."""
         header, body = self._opened(final)
         if header.state == SUCCESS:
+            if header.refers is not None:
+                from taskline.workflows.inputs import load, whole
+
+                return cast(R, whole(load(self.app, header.refers, {})))
             value: R = self.app.codec.loads(header, body)
             task = self.app.tasks.get(header.task)
             return value if task is None else task.signature.convert_result(value)
-        raise _exception(header)
+        raise exception_of(header)
 
     def _last_look(self, timeout: float | None) -> Outcome:
         """The final outcome if it came just now; raises `ResultTimeout` otherwise."""
@@ -261,7 +289,7 @@ class AsyncResult(Generic[R]):
         return f"does a worker serve {queue}?"
 
 
-def _exception(header: OutcomeHeader) -> Exception:
+def exception_of(header: OutcomeHeader) -> Exception:
     """What `get()` raises for a task that did not succeed."""
     name = f"task {header.task} {header.id}"
     if header.state == REVOKED:

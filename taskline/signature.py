@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_type_hints
@@ -90,6 +90,27 @@ class TaskSignature:
                 return
         if len(args) > self._most and self._star is not None:
             self._check_slowly(args, kwargs)
+
+    def check_partial(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        missing: int,
+        later: Collection[str] = (),
+    ) -> None:
+        """As `check`, where the first `missing` arguments and those of the names `later` will
+        be given when the task runs."""
+        if not self._resolved:
+            self._resolve()
+        every = (None,) * missing + tuple(args)
+        self._match(every, {**kwargs, **dict.fromkeys(later)})
+        for name, asked, value in self._pairs(every, kwargs)[missing:]:
+            if asked is not None and type(value) not in asked.accepts:
+                try:
+                    asked.check(value)
+                except Exception as error:
+                    self._refuse(name, value, error)
 
     def convert(
         self, args: Sequence[Any], kwargs: dict[str, Any]
@@ -195,7 +216,7 @@ class TaskSignature:
         """Work out the conversions. Two threads may do so at once; they find the same."""
         from taskline.conversion import conversion
 
-        hints, problems = _hints(self.function)
+        hints, problems = hints_of(self.function)
         parameters = self.signature.parameters
         found: dict[str, Conversion | None] = {}
         for name in [*parameters, "return"]:
@@ -269,7 +290,7 @@ def _shape(
     return frozenset(needed | never), frozenset(by_name), frozenset(again)
 
 
-def _hints(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
+def hints_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
     """The function's type hints, and why the others could not be resolved, by name."""
     while isinstance(function, functools.partial):
         function = function.func

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from taskline import options as check
 from taskline.batch import CHUNK
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
     from taskline.app import Taskline
     from taskline.options import SendOptions
+    from taskline.workflows.steps import Start, TaskStep
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
+Q = ParamSpec("Q")
+V = TypeVar("V")
+First = TypeVar("First", contravariant=True)
 Item = TypeVar("Item", contravariant=True)
 
 _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
@@ -36,6 +40,13 @@ class TakesOne(Protocol[Item, R]):
     """A task that can be called with one positional argument, for `map`."""
 
     def delay(self, item: Item, /) -> AsyncResult[R]:
+        """See `Calls.delay`."""
+
+
+class TakesFirst(Protocol[First, Q, R]):
+    """A task with a first positional argument, for `s`."""
+
+    def delay(self, first: First, /, *args: Q.args, **kwargs: Q.kwargs) -> AsyncResult[R]:
         """See `Calls.delay`."""
 
 
@@ -111,6 +122,30 @@ class Calls(Generic[P, R]):
         """As `map`, where each item is a sequence of positional arguments."""
         return self._send_all(tuple(item) for item in iterable)
 
+    @overload
+    def s(self: TakesFirst[T, Q, V], *args: Q.args, **kwargs: Q.kwargs) -> TaskStep[T, V]: ...
+    @overload
+    def s(self: Calls[Q, V], *args: Q.args, **kwargs: Q.kwargs) -> TaskStep[Start, V]: ...
+    def s(self, *args: Any, **kwargs: Any) -> TaskStep[Any, Any]:
+        """A step of a workflow: this call, with the result of the step before as first argument.
+
+        As the first step it takes none and needs all its arguments. See `docs/workflows.md`.
+        """
+        return self._step(args, kwargs, immutable=False)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> TaskStep[object, R]:
+        """As `s`, for a step that takes no result, wherever it stands."""
+        return self._step(args, kwargs, immutable=True)
+
+    def _step(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, immutable: bool
+    ) -> TaskStep[Any, Any]:
+        from taskline.workflows.steps import TaskStep
+
+        return TaskStep(
+            self.app, self.name, self._signature, self._options, args, kwargs, immutable=immutable
+        )
+
     def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
         if self._signature is not None:
             self._signature.check(args, kwargs)
@@ -130,12 +165,13 @@ class Calls(Generic[P, R]):
             options.priority,
         )
         if not options.plain:
-            _apply(options, header, now)
+            apply_options(options, header, now)
         request = running()
         if request is not None:
             parent = request.header
             header.parent = parent.id
             header.root = parent.root or parent.id
+            request.sent(header.id)
         return app.codec.encode(header, (args, kwargs))
 
     def _send(self, message: Message) -> AsyncResult[R]:
@@ -356,7 +392,7 @@ def _refuse_method(function: Any, bind: bool) -> None:
         )
 
 
-def _apply(options: CallOptions, header: Header, now: float) -> None:
+def apply_options(options: CallOptions, header: Header, now: float) -> None:
     """Write the less usual options into a header."""
     if options.countdown is not None:
         header.eta = now + options.countdown

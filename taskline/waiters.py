@@ -31,15 +31,17 @@ _FIRST_PAUSE, _MOST_PAUSE = 0.05, 1.0
 class _Waiter:
     """One call that waits for some ids."""
 
-    def __init__(self, ids: Collection[str]) -> None:
+    def __init__(self, ids: Collection[str], enough: int | None = None) -> None:
         self.missing = set(ids)
+        self.enough = len(self.missing) if enough is None else enough
         self.found: dict[str, Outcome] = {}
         self.error: Exception | None = None
         self.wake = threading.Event()
 
     @property
     def done(self) -> bool:
-        return not self.missing or self.error is not None
+        enough = not self.missing or len(self.found) >= self.enough
+        return enough or self.error is not None
 
     def finished(self) -> None:
         """Tell the waiter that it is done."""
@@ -80,8 +82,10 @@ class Waiters:
         self._pause = 0.0
         self._trouble: TransportError | None = None
 
-    def wait(self, ids: Collection[str], timeout: float | None) -> dict[str, Outcome]:
-        """Block until all these tasks are final, or `timeout` seconds have passed.
+    def wait(
+        self, ids: Collection[str], timeout: float | None, enough: int | None = None
+    ) -> dict[str, Outcome]:
+        """Block until all these tasks are final, or `enough` of them, or for `timeout` seconds.
 
         Returns the outcomes that are final by then. A backend that cannot be
         reached is asked again until the timeout, and its error raised then; any
@@ -89,7 +93,7 @@ class Waiters:
         """
         if timeout is not None and timeout <= 0:
             return self._final_now(ids)
-        waiter = _Waiter(ids)
+        waiter = _Waiter(ids, enough)
         self._join(waiter)
         try:
             self._serve(waiter, self._until(timeout))
@@ -126,7 +130,7 @@ class Waiters:
         return {key: each for key, each in found.items() if each.state in FINAL_STATES}
 
     def _answer(self, waiter: _Waiter) -> dict[str, Outcome]:
-        error = waiter.error or (self._trouble if waiter.missing else None)
+        error = waiter.error or (None if waiter.done else self._trouble)
         if error is not None:
             raise error
         return waiter.found
@@ -208,7 +212,7 @@ class Waiters:
                 for waiter in self._wanted.pop(arrived, ()):
                     waiter.found[arrived] = outcome
                     waiter.missing.discard(arrived)
-                    if not waiter.missing:
+                    if waiter.done:
                         done.append(waiter)
         for waiter in done:
             waiter.finished()

@@ -17,7 +17,7 @@ from taskline import compression, serializers
 from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import SerializationError
-from taskline.message import FINAL_STATES, RETRY, STARTED, Header, OutcomeHeader
+from taskline.message import FINAL_STATES, RETRY, STARTED, Header, OutcomeHeader, Place
 
 PAGE = (Path(taskline.__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
 VECTORS = [
@@ -76,6 +76,8 @@ TYPES = {
     "object or null": dict[str, Any] | None,
     "object of string or null": dict[str, str] | None,
     "array of string": list[str],
+    "place or null": Place | None,
+    "reference or null": Any,
 }
 
 

@@ -10,7 +10,7 @@ finds them. While one does not answer, the next takes what would be its own.
 from __future__ import annotations
 
 from binascii import crc32
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -249,10 +249,13 @@ class RedisBackend(Backend):
     # Counters
 
     def count(self, key: str, member: str, ttl: float) -> int:
-        args = (key, member, milliseconds(ttl))
-        peer = self._ring(key)[0]
-        size: int = self._do(peer, lambda node: node.run(COUNT, *args, patience=self._patience))
-        return size
+        return self.count_all({key: [member]}, ttl)[key]
+
+    def count_all(self, members: Mapping[str, Sequence[str]], ttl: float) -> dict[str, int]:
+        return {
+            key: self._do(self._ring(key)[0], partial(_count, key, group, ttl, self._patience))
+            for key, group in members.items()
+        }
 
     def keys(self) -> KeyStore:
         """Each key and lock is on the server that its name picks, and there only."""
@@ -315,6 +318,13 @@ def _listed(
     look: Callable[..., Iterator[tuple[bytes, bytes]]], keys: Collection[bytes], now: float
 ) -> list[tuple[bytes, bytes]]:
     return list(look(keys, now, RECHECK))
+
+
+def _count(key: str, members: Sequence[str], ttl: float, patience: float, node: Node) -> int:
+    size = 0
+    for batch in _chunks(members):
+        size = node.run(COUNT, key, milliseconds(ttl), *batch, patience=patience)
+    return size
 
 
 def _run(script: Script, args: Sequence[Word], patience: float, node: Node) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskline.backends.base import Backend, Revocation
@@ -141,24 +141,33 @@ class SQLiteBackend(Backend):
         return rows[-1][0] if rows else after, newer
 
     def count(self, key: str, member: str, ttl: float) -> int:
+        return self.count_all({key: [member]}, ttl)[key]
+
+    def count_all(self, members: Mapping[str, Sequence[str]], ttl: float) -> dict[str, int]:
         now = self.clock.time()
 
-        def work(db: sqlite3.Connection) -> int:
-            ended = db.execute("DELETE FROM counters WHERE key = ? AND expires <= ?", (key, now))
-            if ended.rowcount:
-                db.execute("DELETE FROM members WHERE key = ?", (key,))
-            added = db.execute(
-                "INSERT OR IGNORE INTO members VALUES (?, ?)", (key, member)
-            ).rowcount
-            db.execute(
-                "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (key) "
-                "DO UPDATE SET size = size + excluded.size, expires = excluded.expires",
-                (key, added, now + ttl),
-            )
-            (size,) = db.execute("SELECT size FROM counters WHERE key = ?", (key,)).fetchone()
-            return int(size)
+        def work(db: sqlite3.Connection) -> dict[str, int]:
+            return {key: self._count(db, key, group, now, ttl) for key, group in members.items()}
 
         return self._database.write(work)
+
+    def _count(
+        self, db: sqlite3.Connection, key: str, members: Sequence[str], now: float, ttl: float
+    ) -> int:
+        ended = db.execute("DELETE FROM counters WHERE key = ? AND expires <= ?", (key, now))
+        if ended.rowcount:
+            db.execute("DELETE FROM members WHERE key = ?", (key,))
+        added = db.execute(
+            "INSERT OR IGNORE INTO members SELECT ?, value FROM json_each(?)",
+            (key, as_json(members)),
+        ).rowcount
+        db.execute(
+            "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (key) "
+            "DO UPDATE SET size = size + excluded.size, expires = excluded.expires",
+            (key, added, now + ttl),
+        )
+        (size,) = db.execute("SELECT size FROM counters WHERE key = ?", (key,)).fetchone()
+        return int(size)
 
     def keys(self) -> KeyStore:
         return self._keys

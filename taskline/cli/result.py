@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 @click.option("--wait", type=duration, help="Wait so long for the tasks to end: 10, 5m, 2h.")
 @click.option("--forget", is_flag=True, help="Delete the stored outcomes.")
 @click.option("--revoke", is_flag=True, help="Keep the tasks from running.")
+@click.option("--tree", is_flag=True, help="Show what they sent, and the steps of workflows.")
 @click.option("--terminate", is_flag=True, help="With --revoke: stop those that run.")
 @broker_options
 @common_options
 def result(
-    ids: tuple[str, ...], wait: float | None, forget: bool, revoke: bool, terminate: bool
+    ids: tuple[str, ...],
+    wait: float | None,
+    forget: bool,
+    revoke: bool,
+    tree: bool,
+    terminate: bool,
 ) -> None:
     """Show what has become of tasks.
 
@@ -43,14 +49,20 @@ def result(
     Examples:
       taskline result 0192f0c1a7b87d3e9c0a1b2c3d4e5f60 -A proj --wait 10
       taskline result 0192f0c1a7b87d3e9c0a1b2c3d4e5f60 --revoke --terminate
+      taskline result 0192f0c1a7b87d3e9c0a1b2c3d4e5f60 --tree
     """
-    if forget + revoke + (wait is not None) > 1:
-        raise click.UsageError("--wait, --forget and --revoke exclude each other")
+    if forget + revoke + tree + (wait is not None) > 1:
+        raise click.UsageError("--wait, --forget, --revoke and --tree exclude each other")
     if terminate and not revoke:
         raise click.UsageError("--terminate goes with --revoke")
     app = app_or_broker()
     check_backend(app)
-    results: list[AsyncResult[Any]] = [app.AsyncResult(each) for each in dict.fromkeys(ids)]
+    results = results_of(app, list(dict.fromkeys(ids)))
+    if tree:
+        from taskline.cli.tree import show
+
+        show(results)
+        return
     if forget:
         for each in results:
             each.forget()
@@ -77,6 +89,18 @@ def check_backend(app: Taskline) -> None:
             "results are not kept: name a result backend with --backend, "
             "TASKLINE_BACKEND or in the app"
         )
+
+
+def results_of(app: Taskline, ids: list[str]) -> list[AsyncResult[Any]]:
+    """The results of these tasks and workflows."""
+    from taskline.workflows import FlowResult
+    from taskline.workflows.plan import read
+
+    plans = {plan.id: plan for plan in read(app.require_backend(), app.codec, ids)}
+    return [
+        FlowResult(app, each, plans[each]) if each in plans else app.AsyncResult(each)
+        for each in ids
+    ]
 
 
 def report(results: Sequence[AsyncResult[Any]], wait: float | None, *, brief: bool = False) -> None:

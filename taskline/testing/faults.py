@@ -20,10 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
+import msgspec
+
 from taskline.backends.base import Backend
 from taskline.clock import Clock, ManualClock
 from taskline.errors import ConfigurationError, TransportError
-from taskline.message import DeadLetter, Delivery, Message, Outcome
+from taskline.message import DeadLetter, Delivery, Message, Outcome, join, new_id, split
 from taskline.registry import Spec, options_of
 from taskline.transports import open_transport
 from taskline.transports.base import QueueStats, StoredMessage, Transport
@@ -223,3 +225,105 @@ class FaultyTransport(Transport):
 
     def close(self) -> None:
         self.inner.close()
+
+
+class RepeatingTransport(FaultyTransport):
+    """Repeats every message: each is sent again, once, when its end was acknowledged.
+
+    So may a producer that did not hear that its message was stored, or a broker.
+    """
+
+    scheme = "repeating"
+
+    def __init__(self, inner: Transport) -> None:
+        super().__init__(inner, FaultPlan.exactly({}))
+        self.repeated: list[str] = []
+
+    @classmethod
+    def from_spec(cls, spec: Spec, clock: Clock) -> Self:
+        """A mapping with `inner` (any broker)."""
+        return cls(open_transport(options_of(spec, "inner")["inner"], clock=clock))
+
+    def ack(
+        self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
+    ) -> list[Delivery]:
+        lost = self.inner.ack(deliveries, outcomes)
+        self._again(deliveries)
+        return lost
+
+    def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
+        lost = self.inner.bury(burials)
+        self._again([delivery for delivery, _ in burials])
+        return lost
+
+    def _again(self, deliveries: Sequence[Delivery]) -> None:
+        fresh = [each for each in deliveries if each.id not in self.repeated]
+        self.repeated += [each.id for each in fresh]
+        self.inner.send([Message(split(each.frame)[0], each.frame) for each in fresh])
+
+
+class CopyingTransport(FaultyTransport):
+    """Stores every message twice, side by side, as a log does that cannot tell them apart."""
+
+    scheme = "copying"
+
+    def __init__(self, inner: Transport) -> None:
+        super().__init__(inner, FaultPlan.exactly({}))
+        self.capabilities = msgspec.structs.replace(inner.capabilities, idempotent=False)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, clock: Clock) -> Self:
+        """A mapping with `inner` (any broker)."""
+        return cls(open_transport(options_of(spec, "inner")["inner"], clock=clock))
+
+    def send(self, messages: Sequence[Message]) -> None:
+        copies = []
+        for message in messages:
+            header, body = split(message.frame)
+            for number in range(2):
+                sent = header.sent + number / 1_000_000
+                copy = msgspec.structs.replace(header, sent=sent)
+                stored = msgspec.structs.replace(copy, id=f"{header.id}#{new_id()}")
+                copies.append(Message(stored, join(copy, body)))
+        self.inner.send(copies)
+
+    def receive(
+        self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
+    ) -> list[Delivery]:
+        found = self.inner.receive(queues, limit, lease, wait, consumer)
+        for delivery in found:
+            delivery.receipt = (delivery.id, delivery.receipt)
+            delivery.id = delivery.id.partition("#")[0]
+        return found
+
+    def ack(
+        self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
+    ) -> list[Delivery]:
+        return self._mapped(deliveries, self.inner.ack)
+
+    def shares(self, backend: Backend) -> bool:
+        return False
+
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
+        return self._mapped(deliveries, lambda inner: self.inner.extend(inner, lease))
+
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> list[Delivery]:
+        return self._mapped(deliveries, lambda inner: self.inner.release(inner, delay))
+
+    def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
+        letters = dict(burials)
+        return self._mapped(
+            [delivery for delivery, _ in burials],
+            lambda inner: self.inner.bury(list(zip(inner, letters.values(), strict=True))),
+        )
+
+    def _mapped(
+        self,
+        deliveries: Sequence[Delivery],
+        call: Callable[[Sequence[Delivery]], list[Delivery]],
+    ) -> list[Delivery]:
+        inner = {
+            msgspec.structs.replace(each, id=each.receipt[0], receipt=each.receipt[1]): each
+            for each in deliveries
+        }
+        return [inner[lost] for lost in call(list(inner))]

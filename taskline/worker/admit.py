@@ -5,11 +5,12 @@ Owned by the I/O thread.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
 from taskline.errors import (
+    ConfigurationError,
     MessageRefused,
     SerializationError,
     TaskPoisoned,
@@ -18,9 +19,12 @@ from taskline.errors import (
     UnknownTask,
 )
 from taskline.message import FINAL_STATES, Delivery
+from taskline.task import Task
 from taskline.worker.execute import ACK, Job, Runner
+from taskline.worker.flows import Flows
 from taskline.worker.ledger import Condemned
 from taskline.worker.settle import Settlements
+from taskline.worker.watch import concerned
 
 ASK_AGAIN = 1.0
 """Seconds for which a scheduled message is handed back when the backend does not answer."""
@@ -44,6 +48,7 @@ class Admission:
         runner: Runner,
         settlements: Settlements,
         backend: Backend | None,
+        flows: Flows | None,
         revoked: set[str],
         condemned: Condemned | None,
         max_deliveries: int,
@@ -52,20 +57,22 @@ class Admission:
         self._runner = runner
         self._settlements = settlements
         self._backend = backend
+        self._flows = flows
+        self._builtin: dict[str, Task[..., Any]] = {}
         self._revoked = revoked
         self._condemned = condemned
         self._max_deliveries = max_deliveries
 
     def admit(self, deliveries: list[Delivery]) -> Admitted:
-        """Sort these deliveries by what becomes of them."""
-        open_frame, tasks, revoked = self._app.codec.open, self._app.tasks, self._revoked
+        """Sort these deliveries by what becomes of them. Raises `TransportError` for all.
+
+        That is when the steps of workflows among them cannot be looked at.
+        """
+        open_frame, tasks = self._app.codec.open, self._app.tasks
         routed = self._app.queues.routed
         held = self._settlements.held
-        now = self._app.clock.time()
-        plain: list[Job] = []
-        coroutines: list[Job] = []
-        suspects: list[Job] = []
-        early: list[Job] = []
+        jobs: list[Job] = []
+        steps: list[Job] = []
         for delivery in deliveries:
             try:
                 header, body = open_frame(delivery.frame)
@@ -80,42 +87,37 @@ class Admission:
                 continue
             if routed:  # its sender may call the queue otherwise
                 header.queue = delivery.queue
-            task = tasks.get(header.task)
-            job = held[delivery] = Job(delivery, header, body, task)
-            if task is None:
-                self._refuse(
-                    job,
-                    UnknownTask(
-                        f"no task {header.task!r} is registered in this worker:"
-                        " import its module (include=…) or send it to another queue"
-                    ),
-                )
-            elif header.id in revoked:
-                self._runner.revoked(job)
+            job = Job(delivery, header, body, tasks.get(header.task))
+            jobs.append(job)
+            if header.flow is not None:
+                steps.append(job)
+        ended = self._look(steps) if steps else ()
+        plain: list[Job] = []
+        coroutines: list[Job] = []
+        suspects: list[Job] = []
+        early: list[Job] = []
+        now = self._app.clock.time()
+        doubtful = bool(steps or self._revoked)
+        for job in jobs:
+            delivery, task = job.delivery, job.task
+            held[delivery] = job
+            assert job.header is not None
+            if job in ended:
                 self._settlements.add(job)
-            elif header.expires is not None and header.expires <= now:
-                self._runner.expired(job)
-                self._settlements.add(job)
-            elif header.slot is not None and self._is_repeated(job):
-                pass
-            elif delivery.lost and self._was_killed_for(header.id):
-                self._runner.failed(
-                    job,
-                    TaskTimeout(
-                        f"the task ran longer than its timeout of {job.limit or 0:g} s"
-                        " and did not react: its process was killed"
-                    ),
-                )
-                self._settlements.add(job)
-            elif delivery.lost >= self._max_deliveries:
-                self._refuse(
-                    job,
-                    TaskPoisoned(
-                        f"its worker died or lost its lease {delivery.lost} times while it ran"
-                        f" (max_deliveries={self._max_deliveries})"
-                    ),
-                )
-            elif task.ack == "early":
+                continue
+            # Said here for the usual message, which is not doubtful: a call for each would cost.
+            if (
+                task is None
+                or doubtful
+                or delivery.lost
+                or job.header.expires is not None
+                or job.header.slot is not None
+            ):
+                if not self._may_run(job, now):
+                    continue
+                assert job.task is not None
+                task = job.task
+            if task.ack == "early":
                 early.append(job)
             elif delivery.lost:
                 suspects.append(job)
@@ -126,6 +128,68 @@ class Admission:
                 assert job.task is not None
                 (coroutines if job.task.is_async else plain).append(job)
         return Admitted(plain, coroutines, suspects)
+
+    def _look(self, steps: list[Job]) -> set[Job]:
+        """Find the built-in tasks among the steps of workflows; returns those not to run."""
+        from taskline.workflows import builtin
+
+        for job in steps:
+            assert job.header is not None
+            if job.task is None:
+                name = job.header.task
+                if name not in self._builtin and name in builtin.NAMES:
+                    self._builtin[name] = builtin.find(self._app, name)
+                job.task = self._builtin.get(name)
+        return set() if self._flows is None else self._flows.ended(steps)
+
+    def _may_run(self, job: Job, now: float) -> bool:
+        """False, with a verdict that is carried out, for what must not run."""
+        delivery, header, task = job.delivery, job.header, job.task
+        assert header is not None
+        if task is None:
+            self._refuse(
+                job,
+                UnknownTask(
+                    f"no task {header.task!r} is registered in this worker:"
+                    " import its module (include=…) or send it to another queue"
+                ),
+            )
+        elif header.flow is not None and self._flows is None:
+            self._refuse(
+                job,
+                ConfigurationError(
+                    "a step of a workflow, but this worker has no result backend, which "
+                    "workflows need to go on: give its app the backend that the caller has"
+                ),
+            )
+        elif concerned(header, self._revoked):
+            self._runner.revoked(job)
+            self._settlements.add(job)
+        elif header.expires is not None and header.expires <= now:
+            self._runner.expired(job)
+            self._settlements.add(job)
+        elif header.slot is not None and self._is_repeated(job):
+            pass
+        elif delivery.lost and self._was_killed_for(header.id):
+            self._runner.failed(
+                job,
+                TaskTimeout(
+                    f"the task ran longer than its timeout of {job.limit or 0:g} s"
+                    " and did not react: its process was killed"
+                ),
+            )
+            self._settlements.add(job)
+        elif delivery.lost >= self._max_deliveries:
+            self._refuse(
+                job,
+                TaskPoisoned(
+                    f"its worker died or lost its lease {delivery.lost} times while it ran"
+                    f" (max_deliveries={self._max_deliveries})"
+                ),
+            )
+        else:
+            return True
+        return False
 
     def _refuse(self, job: Job, error: Exception) -> None:
         self._runner.bury(job, error, str(error))

@@ -7,7 +7,7 @@ and the I/O thread carries it out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -18,9 +18,11 @@ from taskline.errors import (
     ConfigurationError,
     Ignore,
     InvalidArguments,
+    NoResult,
     Reject,
     SerializationError,
     TaskRevoked,
+    TransportError,
 )
 from taskline.failures import error_line, traceback_text, user_traceback
 from taskline.message import (
@@ -45,6 +47,14 @@ BURY = "bury"
 RELEASE = "release"
 
 
+_PAUSE = 1.0
+"""Seconds until a step is handed over again whose results could not be read."""
+
+
+class _NotNow(Exception):
+    """The backend could not be reached, for the reason given as the cause."""
+
+
 class Job:
     """A delivery on its way through this process.
 
@@ -56,18 +66,22 @@ class Job:
 
     __slots__ = (
         "abandoned",
+        "advanced",
         "body",
         "deadline",
         "delay",
         "delivery",
         "early",
+        "ended",
         "finished",
         "header",
         "interrupted",
+        "known",
         "letter",
         "lost",
         "marked",
         "outcome",
+        "outranked",
         "request",
         "revoked",
         "soft_deadline",
@@ -98,6 +112,14 @@ class Job:
         self.successor: Message | None = None
         self.letter: DeadLetter | None = None
         self.delay = 0.0
+        self.known: dict[str, Outcome] = {}
+        """Of a step of a workflow: results that it takes, as far as they are at hand."""
+        self.ended: Outcome | None = None
+        """Of such a step: the outcome it had before this handing-over."""
+        self.advanced = False
+        """What follows from it in its workflow has been started."""
+        self.outranked = False
+        """A later run has stored its outcome already."""
         self.early = False
         self.stored = False
         self.marked = False
@@ -160,6 +182,7 @@ class Runner:
 
     def __init__(self, app: Taskline, worker: str, *, keep_results: bool) -> None:
         self.worker = worker
+        self._app = app
         self._keep = keep_results
         self._codec = app.codec
         self._arguments = app.codec.arguments
@@ -187,6 +210,8 @@ class Runner:
         assert header is not None
         try:
             args, kwargs = self._arguments(header, job.body)
+            if header.flow is not None:
+                args, kwargs = self._with_results(job, args, kwargs)
             if header.queue in self._models:
                 args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
@@ -210,13 +235,15 @@ class Runner:
 
     async def run_async(self, job: Job) -> None:
         """Run an `async def` task in this event loop."""
-        from asyncio import CancelledError
+        from asyncio import CancelledError, to_thread
 
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
         try:
             args, kwargs = self._arguments(header, job.body)
+            if header.flow is not None:
+                args, kwargs = await to_thread(self._with_results, job, args, kwargs)
             if header.queue in self._models:
                 args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
@@ -232,6 +259,24 @@ class Runner:
             self.failed(job, error)
         else:
             self.succeeded(job, value)
+
+    def _with_results(
+        self, job: Job, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of a step of a workflow, with the results that it takes.
+
+        Raises `_NotNow` when the backend cannot be reached.
+        """
+        from taskline.workflows.inputs import completed
+
+        task, header = job.task, job.header
+        assert task is not None
+        assert header is not None
+        assert header.flow is not None
+        try:
+            return completed(self._app, task, header.flow, args, kwargs, job.known)
+        except TransportError as error:
+            raise _NotNow from error
 
     def _request(self, job: Job, header: Header) -> context.Request:
         delivery = job.delivery
@@ -279,13 +324,19 @@ class Runner:
         if isinstance(error, Ignore):
             self._end(job, SUCCESS)
             return
+        if isinstance(error, _NotNow):
+            log.warning("task %s is handed back: %s", job.delivery.id, error.__cause__)
+            job.verdict, job.delay, job.finished = RELEASE, _PAUSE, 0.0
+            return
         if job.interrupted is not None and type(error) is type(job.interrupted):
             # In a thread only the class can be raised; the text is here.
             error = job.interrupted.with_traceback(error.__traceback__)
             if isinstance(error, TaskRevoked):
                 self.revoked(job)
                 return
-        if job.request is None and isinstance(error, (InvalidArguments, SerializationError)):
+        if job.request is None and isinstance(
+            error, (InvalidArguments, SerializationError, NoResult)
+        ):
             self.bury(job, error, str(error))
             return
         policy = job.task.policy if job.task is not None else None
@@ -402,7 +453,9 @@ class Runner:
             ttl = header.result_ttl
         elif task is not None and task.result_ttl is not None:
             ttl = task.result_ttl
+        request = job.request
         return {
+            "children": None if request is None else request.children,
             "deliveries": job.delivery.deliveries,
             "worker": self.worker,
             "started": job.started or None,

@@ -18,6 +18,7 @@ from taskline.message import Delivery
 from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
 from taskline.worker.execute import Job, Runner
+from taskline.worker.flows import Flows
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.outage import Outage
@@ -153,7 +154,8 @@ class IOThread:
     def begin(self, transport: Transport, backend: Backend | None) -> None:
         """Get ready to `step`, with a broker and a backend that were reached."""
         self._transport, self._backend = transport, backend
-        self._settlements = Settlements(transport, backend)
+        flows = None if backend is None else Flows(self._app, transport, backend)
+        self._settlements = Settlements(transport, backend, flows)
         self._watch = Watch(
             self._runner,
             self._settlements,
@@ -172,6 +174,7 @@ class IOThread:
             self._runner,
             self._settlements,
             backend,
+            flows,
             self._watch.revoked,
             self._condemned,
             self._max_deliveries,
@@ -331,7 +334,13 @@ class IOThread:
         except TransportError:
             self._settlements.refuse(deliveries)
             raise
-        plain, coroutines, _ = self._quarantine.isolate(self._admission.admit(deliveries))
+        try:
+            admitted = self._admission.admit(deliveries)
+        except TransportError:
+            held = self._settlements.held
+            self._settlements.refuse([each for each in deliveries if each not in held])
+            raise
+        plain, coroutines, _ = self._quarantine.isolate(admitted)
         give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
         if self.async_slots is not None:
             # A broker does not tell `def` tasks from coroutines: there may be too many of either.

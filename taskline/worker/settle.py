@@ -15,6 +15,7 @@ from taskline.errors import TransportError
 from taskline.message import Delivery, Message
 from taskline.transports.base import Transport
 from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
+from taskline.worker.flows import Flows
 
 log = logging.getLogger("taskline.worker")
 
@@ -22,9 +23,12 @@ log = logging.getLogger("taskline.worker")
 class Settlements:
     """`held` has every delivery from its receipt until it is settled or lost."""
 
-    def __init__(self, transport: Transport, backend: Backend | None) -> None:
+    def __init__(
+        self, transport: Transport, backend: Backend | None, flows: Flows | None = None
+    ) -> None:
         self._transport = transport
         self._backend = backend
+        self._flows = flows
         self.shared = backend is not None and transport.shares(backend)
         """Whether transport and backend are one store."""
         self.held: dict[Delivery, Job] = {}
@@ -99,12 +103,13 @@ class Settlements:
 
     def _ack(self) -> None:
         jobs = self._pending[ACK]
+        self._advance(jobs)
         if self.shared:
             self._store([job for job in jobs if job.early])
             held = [job for job in jobs if not job.early]
             lost = self._transport.ack(
                 [job.delivery for job in held],
-                [job.outcome for job in held if job.outcome is not None],
+                [job.outcome for job in held if job.outcome is not None and not job.stored],
             )
         else:
             self._store(jobs)
@@ -129,6 +134,7 @@ class Settlements:
     def _bury(self) -> None:
         jobs = self._pending[BURY]
         self._store(jobs)
+        self._advance(jobs)
         burials = [
             (job.delivery, job.letter) for job in jobs if not job.early and job.letter is not None
         ]
@@ -164,9 +170,24 @@ class Settlements:
             return
         fresh = [job for job in jobs if job.outcome is not None and not job.stored]
         if fresh:
-            self._backend.store([job.outcome for job in fresh if job.outcome is not None])
+            outcomes = [job.outcome for job in fresh if job.outcome is not None]
+            refused = {id(outcome) for outcome in self._backend.store(outcomes)}
             for job in fresh:
                 job.stored = True
+                job.outranked = id(job.outcome) in refused
+
+    def _advance(self, jobs: list[Job]) -> None:
+        """Start what follows from the ends of steps of workflows, which are stored first."""
+        steps = [
+            job
+            for job in jobs
+            if job.header is not None and job.header.flow is not None and not job.advanced
+        ]
+        if steps and self._flows is not None:
+            self._store(steps)
+            self._flows.advance(steps)
+            for job in steps:
+                job.advanced = True
 
     def _settled(self, verdict: str, jobs: list[Job], lost: list[Delivery]) -> None:
         pop = self.held.pop

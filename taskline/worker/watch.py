@@ -5,11 +5,12 @@ Owned by the I/O thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
+from taskline.message import Header
 from taskline.worker.execute import Job, Runner
 from taskline.worker.ledger import Ledger
 from taskline.worker.settle import Settlements
@@ -116,10 +117,12 @@ class Watch:
         self.revoked.update(revocation.id for revocation in fresh)
         terminate = {revocation.id for revocation in fresh if revocation.terminate}
         for job in self.running():
-            if job.delivery.id in terminate:
+            if job.header is not None and concerned(job.header, terminate):
                 job.terminate = True
         for job in self._settlements.held.values():
-            if job.delivery.id in self.revoked and not job.started:
+            if job.header is None or job.started:
+                continue
+            if concerned(job.header, self.revoked):
                 job.revoked = True
 
     def _interrupt(self, job: Job, error: Exception) -> None:
@@ -165,3 +168,17 @@ class Watch:
                 places.append(self._async_slots.places[job])
             for place in places:
                 self._ledger.pardon(place)
+
+
+def concerned(header: Header, revoked: Collection[str]) -> bool:
+    """Whether a message is among what was revoked, by itself or with its workflow."""
+    if header.id in revoked:
+        return True
+    if header.flow is None or not revoked:
+        return False
+    flow = header.flow.id
+    while flow not in revoked:
+        flow, dash, _ = flow.rpartition("-")
+        if not dash:
+            return False
+    return True

@@ -10,6 +10,19 @@ from typing_extensions import assert_type
 
 from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task
 from taskline.lock import Lock
+from taskline.workflows import (
+    FlowResult,
+    Results,
+    Start,
+    Step,
+    TaskStep,
+    chain,
+    chord,
+    chunks,
+    each,
+    group,
+    starmap,
+)
 
 app = Taskline("shop", broker="sqlite:///shop.db", backend="memory://", queue="mail", lease=10)
 nodes = Taskline("shop", broker=["redis://a", "redis://b"], backend=None)
@@ -145,6 +158,50 @@ assert_type(app.kv.get("a", type=list[datetime]), list[datetime] | None)
 assert_type(app.kv.set("a", [1], ttl=3, if_absent=True), bool)
 assert_type(app.kv.increment("a", ttl=60), int)
 assert_type(app.kv.get_ttl("a"), float | None)
+
+
+# Workflows
+
+
+@app.task
+def number_of(text: str) -> int:
+    return len(text)
+
+
+@app.task
+def sum_of(numbers: list[int]) -> float:
+    return sum(numbers)
+
+
+@app.task
+def every(numbers: Results[int]) -> int:
+    return len(numbers)
+
+
+assert_type(bare.s(1, "x", copy=True), TaskStep[Start, str])
+assert_type(bare.s(copy=True), TaskStep[int, str])
+assert_type(bare.si(1), TaskStep[object, str])
+assert_type(chain(bare.s(1), number_of.s()), Step[Start, int])
+assert_type(bare.s(1) | number_of.s() | bare.s("y"), Step[Start, str])
+assert_type((bare.s(1) | number_of.s()).delay(), FlowResult[int])
+assert_type((bare.s(1) | number_of.s()).delay().get(timeout=3), int)
+assert_type((bare.s() | number_of.s()).delay(3).get(), int)
+assert_type(bare.s(1) | empty.si(), Step[Start, None])
+assert_type(group(number_of.s("a"), number_of.s("b")), Step[Start, list[int]])
+assert_type(group(number_of.s(text) for text in "ab") | sum_of.s(), Step[Start, float])
+assert_type(chord([number_of.s("a")], sum_of.s()).delay().get(), float)
+assert_type(bare.s(1) | group([number_of.s(), number_of.s()]) | sum_of.s(), Step[Start, float])
+assert_type(bound.s(1) | each(number_of.s()) | sum_of.s(), Step[Start, float])
+assert_type(starmap(bare, [(1, "x")]), Step[Start, list[str]])
+assert_type(chunks(bare, [(1, "x")], 2).delay().get(), list[list[str]])
+assert_type(bare.options(queue="slow").s(1) | number_of.s(), Step[Start, int])
+assert_type(fetch.s("u"), TaskStep[Start, bytes])
+bare.s(1).undo(number_of.s())
+chain(bare.s(1)).apply_async(expires=3, on_failure="stop", keep=60, task_id="mine")
+flow = app.workflow(name="w", on_failure="continue")
+flow.step("a", bare.s(1))
+flow.step("b", number_of, takes="a")
+assert_type(flow.delay().get(), Any)
 
 
 # Either kind of task can be handed to whoever sends it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskline import Task, Taskline
+from taskline.workflows import chain, chord, each, group
 
 app = Taskline("shop")
 
@@ -103,3 +104,32 @@ app.lock("a", ttl="30")  # E: arg-type
 app.lock("a", 30)  # E: call-arg
 app.kv.set(3, 1)  # E: arg-type
 app.kv.increment("a", 1.5)  # E: arg-type
+
+
+# workflows: a step's result fits the next one's first argument
+@app.task
+def number_of(text: str) -> int:
+    return len(text)
+
+
+@app.task
+def sum_of(numbers: list[int]) -> float:
+    return sum(numbers)
+
+
+bare.s(1, 2)  # E: call-overload
+bare.s(1, nope=2)  # E: call-overload
+bare.si("1")  # E: arg-type
+bare.s(1) | declared.s()  # E: operator
+chain(bare.s(1), declared.s())  # E: misc
+chain(bare.s(1), number_of.s(), number_of.s())  # E: misc
+bare.s(1) | number_of.s("text")  # E: operator
+number_of.s("a") | sum_of.s()  # E: operator
+chord([bare.s(1)], sum_of.s())  # E: misc
+number_of.s("a") | each(bare.s())  # E: operator
+chain(bare.s(), number_of.s()).delay()  # E: call-arg
+chain(bare.s(), number_of.s()).delay("x")  # E: arg-type
+group([number_of.s("a")]) | number_of.s()  # E: operator
+seventh: str = (bare.s(1) | number_of.s()).delay().get()  # E: assignment
+chain(bare.s(1)).apply_async(expire=3)  # E: call-arg
+app.workflow(on_failur="stop")  # E: call-arg

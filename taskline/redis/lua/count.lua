@@ -1,5 +1,5 @@
--- ARGV: key, member, ttl in ms. Answers with the size of the set.
+-- ARGV: key, ttl in ms, members. Answers with the size of the set.
 local key = P .. 'k:' .. ARGV[1]
-call('SADD', key, ARGV[2])
-call('PEXPIRE', key, ARGV[3])
+call('SADD', key, unpack(ARGV, 3))
+call('PEXPIRE', key, ARGV[2])
 return call('SCARD', key)

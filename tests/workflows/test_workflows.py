@@ -1,0 +1,38 @@
+"""Workflows, on every kind of broker and backend that a laptop has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskline import Taskline
+from taskline.backends import memory as backends
+from taskline.message import new_id
+from taskline.testing.flow_suite import MakeApp, WorkflowConformance
+from taskline.transports import memory as transports
+
+
+class TestMemory(WorkflowConformance):
+    @pytest.fixture
+    def make_app(self) -> Iterator[MakeApp]:
+        name = new_id()
+        url = f"memory://{name}"
+        yield lambda **settings: Taskline("test", broker=url, backend=url, **settings)
+        transports.forget(name)
+        backends.forget(name)
+
+
+class TestSQLite(WorkflowConformance):
+    @pytest.fixture
+    def make_app(self, tmp_path: Path) -> MakeApp:
+        url = f"sqlite:///{tmp_path}/tasks.db"
+        return lambda **settings: Taskline("test", broker=url, backend=url, **settings)
+
+
+class TestSQLiteApart(WorkflowConformance):
+    @pytest.fixture
+    def make_app(self, tmp_path: Path) -> MakeApp:
+        broker, backend = (f"sqlite:///{tmp_path}/{name}.db" for name in ("tasks", "results"))
+        return lambda **settings: Taskline("test", broker=broker, backend=backend, **settings)

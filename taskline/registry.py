@@ -33,7 +33,7 @@ Spec: TypeAlias = "str | Sequence[str] | Mapping[str, Any]"
 ALIASES = {"local": "sqlite", "mongo": "mongodb"}
 """The types of Sergeant's connectors, by our names."""
 
-LATER = ("kafka", "kombu")
+LATER = ("kafka",)
 """Schemes that Taskline's documents name and that this release has not got."""
 
 
@@ -117,7 +117,11 @@ class Registry(Generic[T]):
     def _kind(self, name: str) -> Kind:
         if _is_path(name):
             return Kind(name if ":" in name else ":".join(name.rsplit(".", 1)))
-        kind = self.known.get(name) or self._plug_in(name)
+        kind = (
+            self.known.get(name)
+            or self.known.get(name.partition("+")[0] + "+*")
+            or self._plug_in(name)
+        )
         if kind is not None:
             return kind
         plug_ins = [point.name for point in self._plug_ins()]

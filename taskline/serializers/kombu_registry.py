@@ -20,13 +20,13 @@ def find(name: str) -> Serializer | None:
         return None
 
     def dumps(value: Any) -> bytes:
-        _, encoding, body = registry.dumps(value, serializer=name)  # type: ignore[no-untyped-call]
+        _, encoding, body = registry.dumps(value, serializer=name)
         if isinstance(body, str):
             return body.encode("utf-8" if encoding == "binary" else encoding)
         return bytes(body)
 
     def loads(body: bytes) -> Any:
-        return registry.loads(body, content_type, "binary", force=True)  # type: ignore[no-untyped-call]
+        return registry.loads(body, content_type, "binary", force=True)
 
     return Serializer(name, dumps, loads)
 

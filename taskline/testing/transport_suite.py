@@ -33,6 +33,9 @@ class Histories(TransportSuite):
     ) -> None:
         if not isinstance(clock, ManualClock):
             pytest.skip("needs a store whose time is moved by hand")
+        connection = make_transport(clock)
+        connection.close()
+        self.need(connection, "leases")
         hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
         from hypothesis.stateful import run_state_machine_as_test
 
@@ -65,6 +68,7 @@ class TransportConformance(
     receiving.Waking,
     receiving.Crowds,
     leases.Leases,
+    leases.Connections,
     fencing.Fencing,
     leases.Release,
     leases.Replace,

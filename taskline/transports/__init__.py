@@ -11,6 +11,8 @@ TRANSPORTS: Registry[Transport] = Registry(
     "taskline.transports",
     Transport,
     {
+        "kombu": Kind("taskline.transports.kombu:KombuTransport"),
+        "kombu+*": Kind("taskline.transports.kombu:KombuTransport"),
         "memory": Kind("taskline.transports.memory:MemoryTransport"),
         "mongodb": Kind("taskline.transports.mongodb:MongoTransport", "mongo"),
         "mongodb+srv": Kind("taskline.transports.mongodb:MongoTransport", "mongo"),

@@ -55,6 +55,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     outbox: str = ""
     """The argument of `app.batch` that brings a transaction of the user's own, for
     `send_within`: `connection` or `session`. Empty where there is no such thing."""
+    leases: bool = True
+    """Each delivery has a lease of its own, which ends by itself or by `recover`. Without, what
+    is handed over is held until its holder's connection ends; then the broker hands it back."""
 
 
 class QueueStats(msgspec.Struct, kw_only=True):

@@ -42,6 +42,7 @@ class Fencing(TransportSuite):
         self, transport: Transport, other: Transport, clock: Clock, verb: Verb
     ) -> None:
         """A worker was paused beyond its lease: it is told, and the new holder is unharmed."""
+        self.need(transport, "leases")
         transport.send([message()])
         old = self.take_one(transport, lease=self.span)
         new = self.after(clock, self.span, lambda: self.receive(other, lease=self.span))[0]
@@ -69,6 +70,7 @@ class Fencing(TransportSuite):
     def test_of_a_batch_only_what_was_lost_is_refused(
         self, transport: Transport, other: Transport, clock: Clock, verb: Verb
     ) -> None:
+        self.need(transport, "leases")
         transport.send(messages(4))
         held = self.take(transport, 4, lease=self.span)
         assert list(transport.extend([held[0], held[2]], LONG * 10)) == []
@@ -104,6 +106,7 @@ class Fencing(TransportSuite):
     def test_a_delivery_that_was_recovered_is_refused(
         self, transport: Transport, other: Transport, verb: Verb
     ) -> None:
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, consumer="paused")
         assert other.recover("paused", [held.id]) == 1
@@ -116,6 +119,7 @@ class Fencing(TransportSuite):
         self, transport: Transport, clock: Clock, verb: Verb
     ) -> None:
         """Either is safe; what is not is to say one thing and do the other."""
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, lease=self.span)
         self.let_pass(clock, self.span + 0.1)

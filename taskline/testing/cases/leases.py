@@ -7,6 +7,7 @@ import pytest
 from taskline.clock import Clock
 from taskline.testing.cases.transport import (
     LONG,
+    Connect,
     TransportSuite,
     ids,
     letter,
@@ -20,6 +21,7 @@ class Leases(TransportSuite):
     def test_a_held_message_is_not_handed_over_until_its_lease_ends(
         self, transport: Transport, other: Transport, clock: Clock
     ) -> None:
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, lease=self.span)
         again = self.taken_after(other, clock, self.span)
@@ -28,6 +30,7 @@ class Leases(TransportSuite):
         assert (again.deliveries, again.lost) == (2, 1)
 
     def test_each_lease_lost_is_counted(self, transport: Transport, clock: Clock) -> None:
+        self.need(transport, "leases")
         transport.send([message()])
         self.take_one(transport, lease=self.span)
         for lost in (1, 2, 3):
@@ -39,6 +42,7 @@ class Leases(TransportSuite):
     def test_a_renewed_lease_ends_later(
         self, transport: Transport, other: Transport, clock: Clock
     ) -> None:
+        self.need(transport, "leases")
         transport.send(sent := messages(2))
         kept, left = self.take(transport, 2, lease=self.span)
         assert list(transport.extend([kept], self.span * 2)) == []
@@ -54,6 +58,7 @@ class Leases(TransportSuite):
         self, transport: Transport, other: Transport, clock: Clock
     ) -> None:
         """A ten-hour task runs once under a short lease."""
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, lease=self.span)
         for _ in range(5):
@@ -67,12 +72,14 @@ class Leases(TransportSuite):
     def test_a_renewal_counts_from_now_and_may_shorten(
         self, transport: Transport, other: Transport, clock: Clock
     ) -> None:
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, lease=LONG)
         assert list(transport.extend([held], self.span)) == []
         assert self.taken_after(other, clock, self.span).id == held.id
 
     def test_a_message_that_is_done_is_gone(self, transport: Transport, clock: Clock) -> None:
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, lease=self.span)
         assert list(transport.ack([held])) == []
@@ -83,6 +90,7 @@ class Leases(TransportSuite):
     def test_what_is_done_outlives_the_connection(
         self, transport: Transport, other: Transport
     ) -> None:
+        self.need(transport, "leases")
         transport.send(sent := messages(2))
         done, held = self.take(transport, 2)
         transport.ack([done])
@@ -96,6 +104,7 @@ class Leases(TransportSuite):
         self, transport: Transport, clock: Clock
     ) -> None:
         """Whatever happens to it: the number of deliveries is a fencing token."""
+        self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport)
         assert (held.deliveries, held.lost) == (1, 0)
@@ -114,6 +123,86 @@ class Leases(TransportSuite):
         transport.requeue([message(held.id)])
         held = self.take_one(transport)
         assert held.deliveries == 6
+
+
+class Connections(TransportSuite):
+    """Where there are no leases, what is held is held by a connection."""
+
+    def only_here(self, transport: Transport) -> None:
+        if transport.capabilities.leases:
+            pytest.skip(f"the {transport.scheme} transport has leases")
+        self.need(transport, "durable")
+
+    def test_what_a_connection_held_is_handed_over_again_when_it_ends(
+        self, transport: Transport, other: Transport
+    ) -> None:
+        self.only_here(transport)
+        transport.send(sent := messages(3))
+        done, *_ = self.take(transport, 3)
+        assert list(transport.ack([done])) == []
+        transport.close()
+        again = self.take(other, 2)
+        assert sorted([done.id, *ids(again)]) == sorted(ids(sent))
+        assert [(each.deliveries, each.lost) for each in again] == [(2, 1), (2, 1)]
+        assert list(other.ack(again)) == []
+        self.assert_empty(other)
+
+    def test_each_loss_is_counted(self, connect: Connect) -> None:
+        """Poison is told from what was unlucky by how often it was lost."""
+        first = connect()
+        self.only_here(first)
+        first.send([message()])
+        for lost in range(4):
+            holder = connect()
+            held = self.take_one(holder)
+            assert (held.deliveries, held.lost) == (lost + 1, lost)
+            holder.close()
+
+    def test_what_was_given_back_was_not_lost(self, transport: Transport, other: Transport) -> None:
+        self.only_here(transport)
+        transport.send([message()])
+        transport.release([self.take_one(transport)])
+        transport.close()
+        held = self.take_one(other)
+        assert (held.deliveries, held.lost) == (2, 0)
+
+    def test_losses_are_forgotten_by_another_attempt(
+        self, transport: Transport, other: Transport
+    ) -> None:
+        self.only_here(transport)
+        transport.send([message()])
+        self.take_one(transport)
+        transport.close()
+        held = self.take_one(other)
+        assert held.lost == 1
+        assert list(other.replace([(held, message(held.id))])) == []
+        again = self.take_one(other)
+        assert (again.deliveries, again.lost) == (held.deliveries + 1, 0)
+
+    def test_a_receipt_ends_with_its_connection(
+        self, transport: Transport, other: Transport
+    ) -> None:
+        self.only_here(transport)
+        transport.send([message()])
+        old = self.take_one(transport)
+        transport.close()
+        new = self.take_one(other)
+        assert ids(transport.ack([old])) == [old.id]
+        assert ids(transport.extend([old], LONG)) == [old.id]
+        assert list(other.ack([new])) == []
+
+    def test_what_is_held_is_not_handed_over_to_another(
+        self, transport: Transport, other: Transport, clock: Clock
+    ) -> None:
+        self.only_here(transport)
+        transport.send([message()])
+        held = self.take_one(transport, lease=self.span)
+        for _ in range(3):
+            self.let_pass(clock, self.span / 2)
+            assert list(transport.extend([held], self.span)) == []
+            self.assert_empty(other)
+        assert list(transport.ack([held])) == []
+        self.assert_empty(other)
 
 
 class Release(TransportSuite):
@@ -219,6 +308,7 @@ class Recovery(TransportSuite):
     def test_all_that_a_dead_consumer_held_is_handed_back_at_once(
         self, transport: Transport, other: Transport
     ) -> None:
+        self.need(transport, "leases")
         transport.send(sent := messages(4))
         held = self.take(transport, 4, consumer="dead")
         assert other.recover("dead", []) == 4
@@ -230,6 +320,7 @@ class Recovery(TransportSuite):
     def test_only_what_was_begun_counts_as_lost(
         self, transport: Transport, other: Transport
     ) -> None:
+        self.need(transport, "leases")
         transport.send(messages(4))
         held = self.take(transport, 4, consumer="dead")
         begun = {held[0].id, held[3].id}
@@ -238,6 +329,7 @@ class Recovery(TransportSuite):
             assert (each.deliveries, each.lost) == (2, int(each.id in begun))
 
     def test_losses_add_up(self, transport: Transport, other: Transport) -> None:
+        self.need(transport, "leases")
         transport.send([message()])
         for lost in range(3):
             held = self.take_one(transport, consumer="crashing")
@@ -247,6 +339,7 @@ class Recovery(TransportSuite):
     def test_other_consumers_keep_what_they_hold(
         self, transport: Transport, other: Transport
     ) -> None:
+        self.need(transport, "leases")
         transport.send(messages(4))
         mine = self.take(transport, 2, consumer="alive")
         self.take(other, 2, consumer="dead")
@@ -255,6 +348,7 @@ class Recovery(TransportSuite):
         assert list(transport.ack(mine)) == []
 
     def test_nothing_is_recovered_twice(self, transport: Transport) -> None:
+        self.need(transport, "leases")
         transport.send(messages(3))
         held = self.take(transport, 3, consumer="dead")
         transport.ack(held[:1])
@@ -268,6 +362,7 @@ class Recovery(TransportSuite):
         }
 
     def test_a_consumer_of_any_name(self, transport: Transport) -> None:
+        self.need(transport, "leases")
         transport.send(messages(2))
         name, neighbour = "host%:1234/ü 'x'", "host_:1234/ü 'x'"
         held = self.take_one(transport, consumer=name)
@@ -276,12 +371,14 @@ class Recovery(TransportSuite):
         assert self.take_one(transport).id == held.id
 
     def test_many_at_once(self, transport: Transport) -> None:
+        self.need(transport, "leases")
         transport.send(messages(1000))
         held = self.take(transport, 1000, consumer="dead")
         assert transport.recover("dead", set(ids(held))) == 1000
         assert {each.lost for each in self.take(transport, 1000)} == {1}
 
     def test_they_keep_their_place(self, transport: Transport) -> None:
+        self.need(transport, "leases")
         self.need(transport, "ordering")
         transport.send(sent := messages(4))
         self.take(transport, 2, consumer="dead")

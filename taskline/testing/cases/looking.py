@@ -44,6 +44,7 @@ class Stats(TransportSuite):
         self.assert_counts(transport, ready=2)
 
     def test_what_lost_its_lease_is_ready(self, transport: Transport, clock: Clock) -> None:
+        self.need(transport, "leases")
         transport.send(messages(2))
         self.take(transport, 2, lease=self.span)
         self.assert_counts(transport, leased=2)
@@ -105,13 +106,10 @@ class Stats(TransportSuite):
 
 
 class Peek(TransportSuite):
-    @pytest.fixture(autouse=True)
-    def _can_peek(self, transport: Transport) -> None:
-        self.need(transport, "peek")
-
     def test_messages_are_shown_as_they_are_stored(
         self, transport: Transport, other: Transport
     ) -> None:
+        self.need(transport, "peek")
         transport.send([sent := message(frame=b"\x00\n\xff")])
         (shown,) = other.peek(QUEUE)
         assert (shown.id, shown.queue, shown.state) == (sent.header.id, QUEUE, "ready")
@@ -119,6 +117,7 @@ class Peek(TransportSuite):
         assert shown.deliveries == 0
 
     def test_looking_hands_nothing_over(self, transport: Transport) -> None:
+        self.need(transport, "peek")
         transport.send([message()])
         for _ in range(3):
             transport.peek(QUEUE)
@@ -128,6 +127,7 @@ class Peek(TransportSuite):
     def test_the_order_is_that_of_the_handing_over(
         self, transport: Transport, clock: Clock
     ) -> None:
+        self.need(transport, "peek")
         self.need(transport, "priority")
         self.need(transport, "ordering")
         transport.send([message(priority=number * 7 % 10) for number in range(20)])
@@ -140,6 +140,7 @@ class Peek(TransportSuite):
     def test_what_waits_for_its_time_comes_after_what_is_ready(
         self, transport: Transport, clock: Clock
     ) -> None:
+        self.need(transport, "peek")
         self.need(transport, "delay")
         now = clock.time()
         late, soon = message(priority=9, eta=now + 2000), message(eta=now + 1000)
@@ -152,6 +153,7 @@ class Peek(TransportSuite):
     def test_what_is_held_is_shown_with_the_end_of_its_lease(
         self, transport: Transport, clock: Clock
     ) -> None:
+        self.need(transport, "peek")
         transport.send(messages(3))
         held = self.take_one(transport, lease=500)
         shown = {each.id: each for each in transport.peek(QUEUE)}
@@ -162,6 +164,7 @@ class Peek(TransportSuite):
         assert [each.state for each in shown.values()].count("ready") == 2
 
     def test_messages_are_shown_in_pages(self, transport: Transport, clock: Clock) -> None:
+        self.need(transport, "peek")
         transport.send(messages(6))
         if transport.capabilities.delay:
             transport.send(messages(3, eta=clock.time() + 1000))
@@ -172,6 +175,7 @@ class Peek(TransportSuite):
         assert transport.peek(QUEUE, offset=50) == []
 
     def test_one_queue_is_shown(self, transport: Transport) -> None:
+        self.need(transport, "peek")
         transport.send([mine := message(), *messages(2, "other")])
         assert ids(transport.peek(QUEUE)) == ids([mine])
         assert transport.peek("no-such-queue") == []
@@ -219,6 +223,7 @@ class Removal(TransportSuite):
         self, transport: Transport, clock: Clock
     ) -> None:
         """Nobody holds them then."""
+        self.need(transport, "leases")
         transport.send(messages(2))
         held = self.take(transport, 2, lease=self.span)
         self.let_pass(clock, self.span + 0.1)

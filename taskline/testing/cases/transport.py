@@ -175,6 +175,7 @@ class TransportSuite(Suite):
 
         Returns the delivery that is lost and the one that is held.
         """
+        self.need(transport, "leases")
         old = self.take_one(transport, lease=self.span)
         new = self.taken_after(transport, clock, self.span)
         assert new.id == old.id

@@ -1,0 +1,72 @@
+"""What of the conformance suite each kind of kombu transport keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration.servers.redis import RedisServer
+from taskline.clock import Clock
+from taskline.testing.transport_suite import TransportConformance
+from taskline.transports.kombu import KombuTransport
+
+
+class TestRabbitMQ(TransportConformance):
+    manual_clock = False
+    short = 0.6
+    early = 0.1
+    crowd = 200
+
+    @pytest.fixture
+    def make_transport(self, rabbitmq_url: str) -> Callable[[Clock], KombuTransport]:
+        return lambda clock: KombuTransport.from_spec(rabbitmq_url, clock)
+
+
+class TestQuorumQueues(TestRabbitMQ):
+    @pytest.fixture
+    def make_transport(self, rabbitmq_url: str) -> Callable[[Clock], KombuTransport]:
+        return lambda clock: KombuTransport.from_spec(f"{rabbitmq_url}&queue_type=quorum", clock)
+
+
+class TestMemory(TransportConformance):
+    """kombu's memory, in the tests' time: its messages wait in queues that are polled."""
+
+    @pytest.fixture
+    def make_transport(self, own_prefix: str) -> Callable[[Clock], KombuTransport]:
+        return lambda clock: KombuTransport.from_spec(f"kombu+memory://?prefix={own_prefix}", clock)
+
+
+class TestFilesystem(TransportConformance):
+    crowd = 80
+
+    @pytest.fixture
+    def make_transport(self, tmp_path: Path) -> Callable[[Clock], KombuTransport]:
+        for name in ("messages", "processed", "control"):
+            (tmp_path / name).mkdir()
+        spec = {
+            "type": "kombu",
+            "url": "filesystem://",
+            "transport_options": {
+                "data_folder_in": str(tmp_path / "messages"),
+                "data_folder_out": str(tmp_path / "messages"),
+                "processed_folder": str(tmp_path / "processed"),
+                "control_folder": str(tmp_path / "control"),
+            },
+        }
+        return lambda clock: KombuTransport.from_spec(spec, clock)
+
+
+class TestRedis(TransportConformance):
+    manual_clock = False
+    short = 0.6
+    early = 0.1
+    crowd = 80
+
+    @pytest.fixture
+    def make_transport(
+        self, redis_server: RedisServer, own_prefix: str
+    ) -> Callable[[Clock], KombuTransport]:
+        url = f"kombu+{redis_server.url}/3?prefix={own_prefix}"
+        return lambda clock: KombuTransport.from_spec(url, clock)

@@ -1,0 +1,49 @@
+"""A message of another system, as AMQP and kombu carry it, in one piece of bytes.
+
+Transports hand frames to a codec and take frames from it. What is no frame of
+Taskline's has headers and properties beside its body: they go along as a line of JSON
+in front of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from taskline.errors import SerializationError
+
+MARK = b'{"amqp":'
+"""Every wrapped message begins so, and no frame of Taskline's."""
+
+
+class Envelope(msgspec.Struct):
+    """What a message has beside its body."""
+
+    headers: dict[str, Any] = {}
+    content_type: str = ""
+    content_encoding: str = ""
+    properties: dict[str, Any] = {}
+    """`correlation_id`, `reply_to`, …."""
+
+
+class _Wrapped(msgspec.Struct):
+    amqp: Envelope
+
+
+_decoder = msgspec.json.Decoder(_Wrapped)
+
+
+def wrap(envelope: Envelope, body: bytes) -> bytes:
+    """One piece of both. What JSON cannot carry is written as text."""
+    head = msgspec.json.encode(_Wrapped(envelope), enc_hook=str)
+    return head + b"\n" + body
+
+
+def unwrap(frame: bytes) -> tuple[Envelope, bytes]:
+    """What `wrap` made one. Raises `SerializationError`."""
+    head, _, body = frame.partition(b"\n")
+    try:
+        return _decoder.decode(head).amqp, body
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SerializationError(f"not a wrapped message: {error}") from None

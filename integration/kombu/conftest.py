@@ -8,6 +8,8 @@ import pytest
 
 from integration.conftest import server_or_skip
 from integration.servers.rabbitmq import RabbitMQServer
+from integration.servers.redis import RedisServer
+from integration.servers.sqs import SQSServer
 
 _numbers = count(1)
 
@@ -21,6 +23,18 @@ def rabbitmq_amqp() -> Iterator[str]:
     else:
         for server in server_or_skip(RabbitMQServer):
             yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis to speak to through kombu."""
+    yield from server_or_skip(RedisServer)
+
+
+@pytest.fixture(scope="session")
+def sqs_server() -> Iterator[SQSServer]:
+    """A stand-in for SQS."""
+    yield from server_or_skip(SQSServer)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -36,26 +35,6 @@ class TestMemory(TransportConformance):
     @pytest.fixture
     def make_transport(self, own_prefix: str) -> Callable[[Clock], KombuTransport]:
         return lambda clock: KombuTransport.from_spec(f"kombu+memory://?prefix={own_prefix}", clock)
-
-
-class TestFilesystem(TransportConformance):
-    crowd = 80
-
-    @pytest.fixture
-    def make_transport(self, tmp_path: Path) -> Callable[[Clock], KombuTransport]:
-        for name in ("messages", "processed", "control"):
-            (tmp_path / name).mkdir()
-        spec = {
-            "type": "kombu",
-            "url": "filesystem://",
-            "transport_options": {
-                "data_folder_in": str(tmp_path / "messages"),
-                "data_folder_out": str(tmp_path / "messages"),
-                "processed_folder": str(tmp_path / "processed"),
-                "control_folder": str(tmp_path / "control"),
-            },
-        }
-        return lambda clock: KombuTransport.from_spec(spec, clock)
 
 
 class TestRedis(TransportConformance):

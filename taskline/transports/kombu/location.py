@@ -68,11 +68,11 @@ def locate(spec: Spec) -> Location:
     """
     options: dict[str, Any]
     if isinstance(spec, str):
-        url, _, query = spec.partition("?")
+        broker, _, query = spec.partition("?")
         pairs = parse_qsl(query, keep_blank_values=True)
         options = {name: value for name, value in pairs if name in _OWN}
         rest = [(name, value) for name, value in pairs if name not in _OWN]
-        options["url"] = url + ("?" + urlencode(rest) if rest else "")
+        options["url"] = broker + ("?" + urlencode(rest) if rest else "")
     elif isinstance(spec, Mapping):
         options = {key: value for key, value in spec.items() if key not in ("type", "params")}
         options.update(spec.get("params") or {})

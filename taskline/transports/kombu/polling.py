@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import math
 import select
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskline.errors import TransportError
 from taskline.transports.kombu.link import INTERNAL, Link, Parcel, Taken
 from taskline.transports.kombu.location import Location
 
@@ -32,10 +34,14 @@ LOOKS = 2
 """How often a level is gone through within its span."""
 MOST = 500
 """Messages of one level that are looked at in one go."""
+LOCK_ENDS = 30
+"""Seconds after which a lock of a dead process ends, in Redis."""
 RESTORE = 1.0
 """Seconds between looks for what dead processes held, in Redis."""
 SQS_DELAY = 900
 """Seconds, the most that SQS itself holds a message."""
+_in_memory = threading.Lock()
+"""Guards what is memory, and is never held while waiting."""
 DUE, TO = "taskline-due", "taskline-to"
 """Headers of what waits for its time: when (Unix seconds), and in which queue."""
 
@@ -104,6 +110,37 @@ class PollingLink(Link):
             self._channel.basic_reject(tag, requeue=True)
             self._taken_tags.pop(tag, None)
 
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Where a lock can be had: in memory and in Redis."""
+        if self.kind == "memory":
+            with _in_memory:
+                yield
+        elif self.kind == "redis":
+            with self._alone_in_redis(name):
+                yield
+        else:
+            yield
+
+    @contextlib.contextmanager
+    def _alone_in_redis(self, name: str) -> Iterator[None]:
+        from kombu.transport.redis import Mutex, MutexHeld
+
+        until = self.clock.monotonic() + 2 * self.location.timeout
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(self._channel.conn_or_acquire())
+            while True:
+                try:
+                    stack.enter_context(Mutex(client, name, LOCK_ENDS))
+                    break
+                except MutexHeld:
+                    if self.clock.monotonic() > until:
+                        raise TransportError(
+                            f"{self.location}: another process is busy with {name}: try again"
+                        ) from None
+                    self.clock.sleep(0.01)
+            yield
+
     # Sending
 
     def publish(self, parcels: Sequence[Parcel]) -> None:
@@ -164,13 +201,13 @@ class PollingLink(Link):
         poll.register(interrupt, select.POLLIN)
         until = self.clock.monotonic() + seconds
         while True:
-            self.upkeep()
             for queue in queues:
                 if found := self.get(queue, 1):
                     return found
             left = min(until - self.clock.monotonic(), self._pause)
             if left <= 0 or poll.poll(self.clock.bound(left) * 1000):
                 return []
+            self.upkeep()
 
     def upkeep(self) -> None:
         """Go through the levels whose time it is, and let the broker give back what was lost."""
@@ -183,12 +220,15 @@ class PollingLink(Link):
         for number, at in self._looks.items():
             if at <= now:
                 self._looks[number] = now + 2.0**number / LOOKS
-                self._go_through(_level(number))
+                self._go_through(_level(number), now)
 
-    def _go_through(self, name: str) -> None:
+    def _go_through(self, name: str, now: float) -> None:
         number = min(self.count(name), MOST)
         for each in self.get(name, number) if number else ():
             left = float(each.headers.get(DUE, 0.0)) - self.clock.time()
+            if left > 0:
+                lower = _power(left)
+                self._looks[lower] = min(self._looks[lower], now + left)
             parcel = Parcel(
                 str(each.headers.get(TO)),
                 each.body,

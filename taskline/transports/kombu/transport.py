@@ -177,8 +177,7 @@ class KombuTransport(Transport):
         internal = prefix + INTERNAL
         new = {name for name in names if name not in self._known and not name.startswith(internal)}
         if new:
-            if self.is_amqp:
-                letters.read_names(link, prefix, [name.removeprefix(prefix) for name in new])
+            letters.read_names(link, prefix, [name.removeprefix(prefix) for name in new])
             self._known |= new
 
     def _parcel(self, header: Header, frame: bytes, deliveries: int, lost: int = 0) -> Parcel:
@@ -248,6 +247,7 @@ class KombuTransport(Transport):
                     link.declare(name)
                 if not self._known.issuperset(names):
                     self._make_known_apart(names)
+                link.upkeep()
                 taken: list[Taken] = []
                 for name in names:
                     if len(taken) < limit:
@@ -408,7 +408,7 @@ class KombuTransport(Transport):
         """The names of all queues, as users know them."""
         prefix = self.location.prefix
         names = {name.removeprefix(prefix) for name in self._known}
-        return sorted(names | letters.read_names(link, prefix) if self.is_amqp else names)
+        return sorted(names | letters.read_names(link, prefix))
 
     def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
         """What is ready and dead; how much is delayed or held no broker of kombu's tells."""

@@ -92,13 +92,9 @@ class Delays:
             self._make()
         with self._connection.channel() as channel:
             for number in range(LEVELS):
-                for _ in range(channel.queue_declare(level(number), passive=True).message_count):
-                    message = channel.basic_get(level(number))
-                    if message is None:
-                        break
+                while (message := channel.basic_get(level(number))) is not None:
                     if message.delivery_info["routing_key"] == queue:
                         channel.basic_ack(message.delivery_tag)
                         purged += 1
-            # What was not acknowledged goes back to its place, and keeps its time.
-            channel.basic_recover(requeue=True)
+        # With the channel's end the others are back in their places, and keep their time.
         return purged

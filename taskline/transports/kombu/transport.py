@@ -134,10 +134,6 @@ class KombuTransport(Transport):
     def _drop(self) -> None:
         """The receiving link has ended: the broker has what it held."""
         link, self._receiver = self._receiver, None
-        if self._held:
-            log.warning(
-                "%s: the connection is lost, and %d receipts", self.location, len(self._held)
-            )
         self._held.clear()
         if link is not None:
             link.drop()
@@ -338,7 +334,7 @@ class KombuTransport(Transport):
                 link.ack([each.taken.tag for each in held])
         except TransportError as error:
             # The broker gives the messages to others, unless it has understood before.
-            log.warning("%s", error)
+            log.info("%s", error)
             return [each.delivery for each in held]
         for each in held:
             self._held.pop(each.delivery.receipt, None)
@@ -390,7 +386,7 @@ class KombuTransport(Transport):
             with self._receiving(lease) as link:
                 gone = set(link.beat([held.taken.tag for _, held in mine], lease))
         except TransportError as error:
-            log.warning("%s", error)
+            log.info("%s", error)
             return list(deliveries)
         for _, held in mine:
             if held.taken.tag in gone:

@@ -8,6 +8,7 @@ import pytest
 
 from integration.servers.redis import RedisServer
 from taskline.clock import Clock
+from taskline.testing.cases import dead, fencing, leases, looking, sending
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.kombu import KombuTransport
 
@@ -23,7 +24,23 @@ class TestRabbitMQ(TransportConformance):
         return lambda clock: KombuTransport.from_spec(rabbitmq_url, clock)
 
 
-class TestQuorumQueues(TestRabbitMQ):
+class Essentials(
+    sending.Delay,
+    fencing.Fencing,
+    leases.Connections,
+    leases.Release,
+    leases.Replace,
+    dead.DeadLetters,
+    looking.Health,
+):
+    """What differs most between kinds of brokers."""
+
+    manual_clock = False
+    short = 0.6
+    early = 0.1
+
+
+class TestQuorumQueues(Essentials):
     @pytest.fixture
     def make_transport(self, rabbitmq_url: str) -> Callable[[Clock], KombuTransport]:
         return lambda clock: KombuTransport.from_spec(f"{rabbitmq_url}&queue_type=quorum", clock)
@@ -37,12 +54,7 @@ class TestMemory(TransportConformance):
         return lambda clock: KombuTransport.from_spec(f"kombu+memory://?prefix={own_prefix}", clock)
 
 
-class TestRedis(TransportConformance):
-    manual_clock = False
-    short = 0.6
-    early = 0.1
-    crowd = 80
-
+class TestRedis(Essentials):
     @pytest.fixture
     def make_transport(
         self, redis_server: RedisServer, own_prefix: str

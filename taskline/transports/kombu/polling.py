@@ -66,6 +66,8 @@ class PollingLink(Link):
         from kombu.messaging import Producer
 
         self._channel = self.connection.channel()
+        if self.kind == "sqs":
+            self._channel.do_restore = False  # SQS gives back by itself
         self._producer = Producer(self._channel, auto_declare=False)
 
     def is_theirs(self, error: Exception) -> bool:

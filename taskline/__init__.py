@@ -28,6 +28,7 @@ from taskline.errors import (
     TransportError,
     UnknownTask,
 )
+from taskline.hooks import Middleware
 from taskline.policy import RetryPolicy
 from taskline.result import AsyncResult, ResultSet
 from taskline.task import AsyncTask, Task
@@ -44,6 +45,7 @@ __all__ = [
     "LeaseLost",
     "LockTimeout",
     "MessageRefused",
+    "Middleware",
     "NoResult",
     "NotSupported",
     "Reject",

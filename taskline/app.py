@@ -26,6 +26,7 @@ from taskline.codec import Codec
 from taskline.connections import Connections
 from taskline.dead import DeadLetters
 from taskline.errors import ConfigurationError, NoResult
+from taskline.hooks import Hooks, Middleware, checked
 from taskline.message import Message, Outcome
 from taskline.options import TASK_OPTIONS, CallOptions, identifier, refuse_unknown
 from taskline.queueing import Queues
@@ -149,6 +150,8 @@ class Taskline:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.periodics: dict[str, tuple[Schedule, Task[..., Any]]] = {}
         """The schedules that the code declares, by name, each with its task."""
+        self.hooks = Hooks()
+        """Those of all middleware that was added with `use`."""
         self.dead = DeadLetters(self)
         self._finished: dict[str, Outcome] = {}
         self.queues = Queues(settings)
@@ -205,7 +208,17 @@ class Taskline:
                 f"give one of them another with name="
             )
         self.tasks[task.name] = task
+        task.hook_up()
         return task
+
+    def use(self, *middleware: Middleware) -> None:
+        """Add middleware, whose methods are called from now on: see `taskline.Middleware`.
+
+        Raises `ConfigurationError` for what is none.
+        """
+        self.hooks = Hooks([*self.hooks.middleware, *map(checked, middleware)])
+        for task in self.tasks.values():
+            task.hook_up()
 
     def send_task(
         self,
@@ -299,6 +312,8 @@ class Taskline:
             return
         connections = self._connections
         (connections.current or connections.transport()).send(messages)
+        if self.hooks.of_sends:
+            self.hooks.call("after_send", [message.header for message in messages])
 
     def run_here(self, message: Message) -> AsyncResult[Any]:
         """Run a message's task in this thread, as the setting `eager` asks for."""

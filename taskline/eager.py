@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from taskline.context import Request, activate, deactivate
 from taskline.errors import ConfigurationError, Ignore, UnknownTask
-from taskline.message import Header, Message, Outcome
+from taskline.hooks import complete
+from taskline.message import Message, Outcome
 from taskline.outcomes import failure, next_attempt, success, successor, unsatisfying
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
     deliveries = 0
     while True:
         deliveries += 1
+        request = Request(header, deliveries=deliveries)
         started = app.now()
         value: Any = None
         error: BaseException | None = None
@@ -44,7 +44,7 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
             model = app.queues.model(header.queue)
             if model is not None:
                 args = model.convert(header.task, args, kwargs)
-            value = _run(task, header, deliveries, *task.signature.convert(args, kwargs))
+            value = _run(task, request, *task.signature.convert(args, kwargs))
         except Ignore:
             value = None
         except KeyboardInterrupt:
@@ -56,6 +56,7 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
             delay = next_attempt(policy, header, error, now, result=value, started=started)
         except ConfigurationError as wrong:
             delay, error = None, wrong
+        _tell(task, request, value, error, delay)
         if delay is not None:
             header = successor(header, error or unsatisfying(value), delay, now, started)
             continue
@@ -71,37 +72,35 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
         return failure(codec, header, error, **known)
 
 
-def _run(task: Task[..., Any], header: Header, deliveries: int, args: Any, kwargs: Any) -> Any:
-    token = activate(Request(header, deliveries=deliveries))
+def _run(task: Task[..., Any], request: Request, args: Any, kwargs: Any) -> Any:
+    token = activate(request)
     try:
+        if task.hooks is not None:
+            task.hooks.call("before_run", request)
         value = task.run(args, kwargs)
-        return _complete(value) if task.is_async else value
+        return complete(value) if task.is_async else value
     finally:
         deactivate(token)
 
 
-def _complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end, in a thread of its own where this one runs a loop."""
-    import asyncio
-    from contextvars import copy_context
-
+def _tell(
+    task: Task[..., Any] | None,
+    request: Request,
+    value: Any,
+    error: BaseException | None,
+    delay: float | None,
+) -> None:
+    """Tell the middleware what became of a run. There are no dead letters here."""
+    if task is None or task.hooks is None:
+        return
+    token = activate(request)
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    ended: list[Any] = []
-    context = copy_context()
-
-    def complete() -> None:
-        try:
-            ended[:] = [context.run(asyncio.run, coroutine), None]
-        except BaseException as error:
-            ended[:] = [None, error]
-
-    thread = threading.Thread(target=complete, name="taskline-eager")
-    thread.start()
-    thread.join()
-    value, error = ended
-    if error is not None:
-        raise error
-    return value
+        task.hooks.call("after_run", request, error)
+        if delay is not None:
+            task.hooks.call("retry", request, error or unsatisfying(value), delay)
+        elif error is not None:
+            task.hooks.call("failure", request, error)
+        else:
+            task.hooks.call("success", request, value)
+    finally:
+        deactivate(token)

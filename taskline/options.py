@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import msgspec
 
 from taskline.config import nearest
 from taskline.errors import ConfigurationError
 from taskline.policy import RetryPolicy
+
+if TYPE_CHECKING:
+    from taskline.hooks import Middleware
 
 _NAME_LENGTH = 200
 _KEY_LENGTH = 512
@@ -31,6 +34,7 @@ class TaskOptions(TypedDict, total=False):
     serializer: str | None
     ack: Literal["late", "early"]
     durable: bool
+    middleware: Sequence[Middleware]
 
 
 class SendOptions(TypedDict, total=False):

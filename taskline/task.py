@@ -11,6 +11,7 @@ from taskline import options as check
 from taskline.batch import CHUNK
 from taskline.context import Request, require, running
 from taskline.errors import ConfigurationError, InvalidArguments, SerializationError
+from taskline.hooks import Hooks, Middleware, checked
 from taskline.message import VERSION, Header, Message, new_id
 from taskline.options import CallOptions
 from taskline.policy import RetryPolicy
@@ -172,6 +173,8 @@ class Calls(Generic[P, R]):
             header.parent = parent.id
             header.root = parent.root or parent.id
             request.sent(header.id)
+        if app.hooks.of_sends:
+            app.hooks.call("before_send", header, args, kwargs)
         return app.codec.encode(header, (args, kwargs))
 
     def _send(self, message: Message) -> AsyncResult[R]:
@@ -238,6 +241,7 @@ class Task(Calls[P, R]):
         ack: str = "late",
         bind: bool = False,
         durable: bool = False,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         settings = app.settings
         self.function = function
@@ -262,6 +266,9 @@ class Task(Calls[P, R]):
             settings.result_ttl if result_ttl is None else check.seconds("result_ttl", result_ttl)
         )
         self.ack = check.one_of("ack", ack, ("late", "early"))
+        self.middleware = tuple(map(checked, middleware))
+        self.hooks: Hooks | None = None
+        """What is called around its runs, the app's middleware and its own; None if nothing is."""
         self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
         self.signature = TaskSignature(function, bind)
         if check.flag("durable", durable):
@@ -278,6 +285,11 @@ class Task(Calls[P, R]):
         """Run the function here and now."""
         result: R = self.function(*((self, *args) if self.bind else args), **kwargs)
         return result
+
+    def hook_up(self) -> None:
+        """Take over the app's middleware, around the task's own."""
+        hooks = Hooks([*self.app.hooks.middleware, *self.middleware])
+        self.hooks = hooks if hooks.of_runs else None
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The function's value, or its coroutine: what a worker calls."""

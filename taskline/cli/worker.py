@@ -72,6 +72,12 @@ SHOWN = 5
     help="Deaths of its worker after which a message is dead.",
 )
 @click.option(
+    "--starvation",
+    type=lasting,
+    metavar="DURATION",
+    help="Time without a message after which middleware is told.",
+)
+@click.option(
     "--max-tasks", type=positive, metavar="N", help="Replace a process after so many tasks."
 )
 @click.option("--max-age", type=lasting, metavar="DURATION", help="Replace a process after that.")

@@ -21,10 +21,13 @@ from taskline.errors import (
     NoResult,
     Reject,
     SerializationError,
+    SoftTimeout,
     TaskRevoked,
+    TaskTimeout,
     TransportError,
 )
 from taskline.failures import error_line, traceback_text, user_traceback
+from taskline.hooks import Hooks
 from taskline.message import (
     EXPIRED,
     REVOKED,
@@ -73,6 +76,7 @@ class Job:
         "delivery",
         "early",
         "ended",
+        "events",
         "finished",
         "header",
         "interrupted",
@@ -128,6 +132,8 @@ class Job:
         self.terminate = False
         self.abandoned = False
         self.interrupted: Exception | None = None
+        self.events: list[tuple[str, tuple[Any, ...]]] | None = None
+        """What its middleware has still to be told."""
 
     @property
     def limit(self) -> float | None:
@@ -217,6 +223,8 @@ class Runner:
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
+                if task.hooks is not None:
+                    task.hooks.call("before_run", job.request)
                 if gate is not None:
                     gate.is_open = True
                     if job.interrupted is not None:
@@ -249,6 +257,8 @@ class Runner:
             args, kwargs = task.signature.convert(args, kwargs)
             token = context.activate(self._request(job, header))
             try:
+                if task.hooks is not None:
+                    await task.hooks.await_all("before_run", job.request)
                 value = await task.run(args, kwargs)
             finally:
                 context.deactivate(token)
@@ -294,6 +304,8 @@ class Runner:
         assert header is not None
         now = job.finished = self.now()
         policy = task.policy
+        if task.hooks is not None:
+            self._note(job, "after_run", job.request, None)
         if header.retry is not None or (policy is not None and policy.judges_results):
             try:
                 delay = outcomes.next_attempt(
@@ -315,14 +327,19 @@ class Runner:
                 self.bury(job, error, str(error))
                 return
         job.verdict = ACK
+        if task.hooks is not None:
+            self._note(job, "success", job.request, value)
 
     def failed(self, job: Job, error: BaseException) -> None:
         """The task, or decoding its arguments, raised."""
         header = job.header
         assert header is not None
         now = job.finished = self.now()
+        if job.request is not None:
+            self._note(job, "after_run", job.request, error)
         if isinstance(error, Ignore):
             self._end(job, SUCCESS)
+            self._note(job, "success", job.request, None)
             return
         if isinstance(error, _NotNow):
             log.warning("task %s is handed back: %s", job.delivery.id, error.__cause__)
@@ -339,6 +356,8 @@ class Runner:
         ):
             self.bury(job, error, str(error))
             return
+        if isinstance(error, (SoftTimeout, TaskTimeout)) and job.request is not None:
+            self._note(job, "timeout", job.request, error)
         policy = job.task.policy if job.task is not None else None
         try:
             delay = outcomes.next_attempt(policy, header, error, now, started=job.started or None)
@@ -402,6 +421,9 @@ class Runner:
             traceback=traceback_text(error) if ran else "",
             frame=delivery.frame,
         )
+        if job.request is not None:
+            self._note(job, "failure", job.request, error)
+        self._note(job, "dead_letter", job.letter)
         job.verdict = BURY
 
     def _end(self, job: Job, state: str) -> None:
@@ -444,7 +466,46 @@ class Runner:
         )
         known = {**self._known(job), "retry_at": now + delay}
         self._tell(job, header, lambda: outcomes.retrying(self._codec, header, error, **known))
+        if job.request is not None:
+            self._note(job, "retry", job.request, error, delay)
         job.verdict = REPLACE
+
+    def _note(self, job: Job, event: str, *args: Any) -> None:
+        """Let the middleware be told, by `tell` or `atell`, if any wants to know."""
+        hooks = self._hooks(job)
+        if hooks is not None and hooks[event]:
+            if job.events is None:
+                job.events = []
+            job.events.append((event, args))
+
+    def _hooks(self, job: Job) -> Hooks | None:
+        return self._app.hooks if job.task is None else job.task.hooks
+
+    def tell(self, job: Job) -> None:
+        """Tell the middleware what became of the job, as its task's thread."""
+        hooks, events, job.events = self._hooks(job), job.events, None
+        if hooks is None or events is None:
+            return
+        token = None if job.request is None else context.activate(job.request)
+        try:
+            for event, args in events:
+                hooks.call(event, *args)
+        finally:
+            if token is not None:
+                context.deactivate(token)
+
+    async def atell(self, job: Job) -> None:
+        """As `tell`, in an event loop."""
+        hooks, events, job.events = self._hooks(job), job.events, None
+        if hooks is None or events is None:
+            return
+        token = None if job.request is None else context.activate(job.request)
+        try:
+            for event, args in events:
+                await hooks.await_all(event, *args)
+        finally:
+            if token is not None:
+                context.deactivate(token)
 
     def _known(self, job: Job) -> dict[str, Any]:
         header, task = job.header, job.task

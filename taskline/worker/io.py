@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import threading
+from itertools import chain
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
@@ -19,6 +20,7 @@ from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
 from taskline.worker.execute import Job, Runner
 from taskline.worker.flows import Flows
+from taskline.worker.herald import Herald
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.outage import Outage
@@ -62,6 +64,7 @@ class IOThread:
         ledger: Ledger | None = None,
         condemned: Condemned | None = None,
         lifetime: Lifetime | None = None,
+        starvation: float | None = None,
     ) -> None:
         self._app = app
         self._runner = runner
@@ -74,6 +77,9 @@ class IOThread:
         self._ledger = ledger
         self._condemned = condemned
         self._lifetime = lifetime
+        self._starvation = starvation
+        self._fed_at = self._starved_at = 0.0
+        self._herald = Herald(runner)
         self._event = threading.Event()
         self.exchange = Exchange(self.wake)
         self.slots = [
@@ -147,6 +153,7 @@ class IOThread:
                         pass
                     return
         finally:
+            self._herald.close()
             for resource in (transport, backend):
                 if resource is not None:
                     resource.close()
@@ -155,7 +162,7 @@ class IOThread:
         """Get ready to `step`, with a broker and a backend that were reached."""
         self._transport, self._backend = transport, backend
         flows = None if backend is None else Flows(self._app, transport, backend)
-        self._settlements = Settlements(transport, backend, flows)
+        self._settlements = Settlements(transport, backend, flows, self._herald.tell)
         self._watch = Watch(
             self._runner,
             self._settlements,
@@ -181,7 +188,7 @@ class IOThread:
         )
         if self.async_slots is not None:
             self.async_slots.open()
-        now = self._taken_at = self._clock.monotonic()
+        now = self._taken_at = self._fed_at = self._starved_at = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:
             self._ledger.mark_ready(now)
@@ -298,6 +305,9 @@ class IOThread:
             self._receiving = self._transport
             if self.exchange.done or self._event.is_set():
                 wait = 0.0
+        hooks = self._app.hooks
+        if hooks.of_receives:
+            hooks.call("before_receive", queues, limit)
         try:
             deliveries = self._transport.receive(queues, limit, self._lease, wait, self._consumer)
         finally:
@@ -307,11 +317,21 @@ class IOThread:
             self._take_in(deliveries)
         now = self._clock.monotonic()
         idle = wait > 0 and not self._settlements.held
+        if self._starvation is not None:
+            self._look_at_hunger(now, self._starvation)
         if now >= self._next_upkeep and (idle or now >= self._next_upkeep + UPKEEP_AT_LEAST):
             self._next_upkeep = now + TICK
             self._transport.maintain()
             if self._backend is not None:
                 self._backend.maintain()
+
+    def _look_at_hunger(self, now: float, starvation: float) -> None:
+        """Tell the middleware, each `starvation` seconds, that nothing comes."""
+        if self._settlements.held:
+            self._fed_at = self._starved_at = now
+        elif now - self._starved_at >= starvation:
+            self._starved_at = now
+            self._app.hooks.call("starvation", now - self._fed_at)
 
     def _shuffled(self) -> list[str]:
         """A random order in which heavier queues tend to come first.
@@ -340,6 +360,8 @@ class IOThread:
             held = self._settlements.held
             self._settlements.refuse([each for each in deliveries if each not in held])
             raise
+        if self._app.hooks.of_receives:
+            self._app.hooks.call("after_receive", [job.header for job in chain(*admitted)])
         plain, coroutines, _ = self._quarantine.isolate(admitted)
         give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
         if self.async_slots is not None:

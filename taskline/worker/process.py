@@ -78,6 +78,7 @@ class Worker:
             ledger=ledger,
             condemned=condemned,
             lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
+            starvation=options.starvation,
         )
         self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []
@@ -91,6 +92,7 @@ class Worker:
         Raises what keeps the worker from its broker, after `REACH_WITHIN` seconds
         where that may pass.
         """
+        self._call_hooks("worker_start", "process_start")
         self._io_thread.start()
         for slot in self.io.slots:
             thread = threading.Thread(
@@ -113,6 +115,7 @@ class Worker:
         self._io_thread.join(timeout=(self._grace if grace is None else grace) + 30)
         for thread in self._threads:
             thread.join(timeout=1)
+        self._call_hooks("process_stop", "worker_stop")
         if self._failure is not None:
             raise self._failure
 
@@ -124,6 +127,8 @@ class Worker:
         blocking system call.
         """
         self._owns_process = True
+        alone = control is None
+        self._call_hooks(*["worker_start"] * alone, "process_start")
         orders = Orders(lambda now: self.io.stop(0.0 if now else self._grace), control)
         orders.open()
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -138,9 +143,14 @@ class Worker:
         first.loop()
         self._io_thread.join(timeout=30)
         orders.close()
+        self._call_hooks("process_stop", *["worker_stop"] * alone)
         if self._failure is not None:
             raise self._failure
         return RECYCLED if self.io.recycle else 0
+
+    def _call_hooks(self, *events: str) -> None:
+        for event in events:
+            self.app.hooks.call(event, self.app)
 
     def _run_io(self) -> None:
         try:

@@ -8,7 +8,7 @@ and is tried again by the next `flush`. Owned by the I/O thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from taskline.backends.base import Backend
 from taskline.errors import TransportError
@@ -24,8 +24,14 @@ class Settlements:
     """`held` has every delivery from its receipt until it is settled or lost."""
 
     def __init__(
-        self, transport: Transport, backend: Backend | None, flows: Flows | None = None
+        self,
+        transport: Transport,
+        backend: Backend | None,
+        flows: Flows | None = None,
+        tell: Callable[[Job], None] = lambda job: None,
     ) -> None:
+        """`tell` is called for jobs whose middleware no slot has told."""
+        self._tell = tell
         self._transport = transport
         self._backend = backend
         self._flows = flows
@@ -36,6 +42,8 @@ class Settlements:
 
     def add(self, job: Job) -> None:
         """Carry out the job's verdict at the next flush."""
+        if job.events is not None:
+            self._tell(job)
         if job.early or job.delivery in self.held:
             self._pending[job.verdict].append(job)
         else:

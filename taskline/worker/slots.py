@@ -143,6 +143,10 @@ class ThreadSlot:
             if first_limit and first_limit < exchange.looks_at:
                 exchange.wake()
             run(job, self)
+            if job.events is not None:
+                if ledger is not None:
+                    ledger.pardon(self.index)  # its time limit was for the task
+                runner.tell(job)
             done.append(job)
             if exchange.waiting:
                 exchange.wake()
@@ -244,6 +248,10 @@ class AsyncSlots:
                 if first_limit and first_limit < exchange.looks_at:
                     exchange.wake()
                 await self._runner.run_async(job)
+                if job.events is not None:
+                    if self._ledger is not None:
+                        self._ledger.pardon(place)  # its time limit was for the task
+                    await self._runner.atell(job)
         except Exception as error:
             self._runner.broken(job, error)
         finally:

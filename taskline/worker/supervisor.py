@@ -24,6 +24,7 @@ import msgspec
 
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
+from taskline.loading import import_included
 from taskline.worker import lifetime
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
@@ -95,6 +96,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT; returns 0, or 2 for a wrong configuration."""
+        import_included(self.app)
+        self.app.hooks.call("worker_start", self.app)
         wake, wake_end = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(wake_end, False)
@@ -119,6 +122,7 @@ class Supervisor:
                 signal.signal(number, old)
             os.close(wake)
             os.close(wake_end)
+        self.app.hooks.call("worker_stop", self.app)
         log.info("stopped")
         return self._exit_code
 

@@ -190,6 +190,7 @@ class Taskline:
         which the outcome is kept. `serializer`. `ack`: "late", after the run, or "early",
         before it (at most once). `durable`: what its steps return is kept (`taskline.step`).
         `bind`: the first argument is the task itself.
+        `middleware`: for the runs of this task, inside the app's.
 
         Raises `ConfigurationError` for a wrong option, for a function that cannot be a
         task, and for a name that another function has.

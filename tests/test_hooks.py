@@ -173,15 +173,15 @@ def test_coroutines_are_run_to_their_end(app: Taskline) -> None:
     def work() -> int:
         return 7
 
-    id = work.delay().id
-    assert notes == [("before", id, id), ("success", id, 7)]
+    sent = work.delay().id
+    assert notes == [("before", sent, sent), ("success", sent, 7)]
     notes.clear()
 
     async def main() -> str:
         return (await work.adelay()).id
 
-    id = asyncio.run(main())
-    assert notes == [("before", id, id), ("success", id, 7)]
+    sent = asyncio.run(main())
+    assert notes == [("before", sent, sent), ("success", sent, 7)]
 
 
 @pytest.mark.parametrize(

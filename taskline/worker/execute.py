@@ -473,7 +473,7 @@ class Runner:
     def _note(self, job: Job, event: str, *args: Any) -> None:
         """Let the middleware be told, by `tell` or `atell`, if any wants to know."""
         hooks = self._hooks(job)
-        if hooks is not None and hooks[event]:
+        if hooks is not None and hooks[event] and not job.abandoned:
             if job.events is None:
                 job.events = []
             job.events.append((event, args))

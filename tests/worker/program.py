@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 
-from taskline import Taskline
+from taskline import Middleware, Taskline
 from taskline.context import current_task
 
 kept: list[bytes] = []
@@ -37,6 +37,8 @@ def released(name: str) -> bool:
 def make_app(directory: str, **settings: object) -> Taskline:
     url = f"sqlite:///{directory}/broker.db"
     app = Taskline("program", **{"broker": url, "backend": url, **settings})
+    if os.environ.get("PROGRAM_HOOKS"):
+        app.use(Life())
     for function in (
         quick,
         hold,
@@ -52,6 +54,22 @@ def make_app(directory: str, **settings: object) -> Taskline:
     ):
         app.task(name=function.__name__)(function)
     return app
+
+
+class Life(Middleware):
+    """Notes the starts and ends of processes."""
+
+    def worker_start(self, app: Taskline) -> None:
+        note("worker_start", os.getpid())
+
+    def worker_stop(self, app: Taskline) -> None:
+        note("worker_stop", os.getpid())
+
+    def process_start(self, app: Taskline) -> None:
+        note("process_start", os.getpid())
+
+    def process_stop(self, app: Taskline) -> None:
+        note("process_stop", os.getpid())
 
 
 def quick(number: int = 0) -> int:

@@ -117,6 +117,7 @@ class Bench:
         transport: Transport | Spy | None = None,
         backend: Backend | Spy | None = None,
         lifetime: Lifetime | None = None,
+        starvation: float | None = None,
     ) -> None:
         self.app = app
         self.clock = app.clock
@@ -135,6 +136,7 @@ class Bench:
             ledger=ledger,
             condemned=condemned,
             lifetime=lifetime,
+            starvation=starvation,
         )
         self.exchange = self.io.exchange
         self.transport: Any = transport or app.open_transport()

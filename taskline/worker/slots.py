@@ -158,7 +158,7 @@ class ThreadSlot:
                 with self._lock:
                     if self._pending is not None and not self._in_main:
                         assert self._thread is not None
-                        _raise_in(self._thread, None)
+                        _drop_raised(self._thread)
                     self._pending = None
                     self.is_open = False
             except (SoftTimeout, TaskRevoked, TaskTimeout):
@@ -294,11 +294,27 @@ class AsyncSlots:
             self._loop.close()
 
 
-def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    """Raise an exception in another thread (None: take back one not yet raised).
+def _raise_in(thread: int, kind: type[BaseException]) -> None:
+    """Raise an exception in a thread, at its next line of Python; it replaces one not yet raised.
 
     https://docs.python.org/3/c-api/init.html#c.PyThreadState_SetAsyncExc
     """
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), ctypes.py_object(kind) if kind is not None else None
-    )
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
+
+
+class _Dropped(BaseException):
+    """Raised and caught in place of an interrupt that came too late."""
+
+
+def _drop_raised(thread: int) -> None:
+    """Let no interrupt be raised any more in this thread, which is the caller's.
+
+    Taking it back by a null pointer would leave Python before 3.13 checking for it at every
+    step, and for ever once a profiler or a tracer runs.
+    """
+    try:
+        _raise_in(thread, _Dropped)
+        while True:
+            pass
+    except _Dropped:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -143,3 +144,28 @@ def test_no_lock_of_the_logging_is_left_locked(
     assert handler.lock.acquire(blocking=False), "all that logs would wait for ever"
     handler.lock.release()
     assert here.job.verdict == BURY
+
+
+def test_an_interrupt_that_was_swallowed_leaves_python_as_it_was(memory_app: Taskline) -> None:
+    """Python before 3.13 would check for it for ever: a profiled process would hang."""
+
+    def function() -> None:
+        try:
+            here.interrupt()
+            spin()
+        except TaskTimeout:
+            pass
+
+    here = Slot(memory_app, function)
+    here.run(in_main=False)
+    assert here.job.verdict == ACK
+    profiled = threading.Event()
+
+    def profile() -> None:
+        sys.setprofile(lambda *event: None)
+        spin(0.001)
+        sys.setprofile(None)
+        profiled.set()
+
+    threading.Thread(target=profile, name="profiled", daemon=True).start()
+    assert profiled.wait(30)

@@ -59,6 +59,8 @@ def redis(n: Callable[[int], int]) -> list[Scenario]:
         Scenario("scaling to two workers", "scaling", {"n": n(150000)}, alone=True),
         Scenario("call to start", "latency", {"n": n(500), "every": 0.02}),
         Scenario("delay().get()", "roundtrip", {"n": n(500)}, results=True),
+        Scenario("chord", "chord", {"n": n(1000), "rounds": 5}, results=True),
+        Scenario("chain", "chain", {"n": n(100), "rounds": 5}, results=True),
         Scenario("counts", "counts", {"n": n(5000)}),
         Scenario("counts, results stored", "counts", {"n": n(5000)}, results=True),
     ]

@@ -233,9 +233,13 @@ class Taskline:
         Where it is, its signature is checked and its options hold. See
         `Task.options` for the options.
         """
-        return self._calls(name).apply_async(args, kwargs, **options)
+        return self.by_name(name).apply_async(args, kwargs, **options)
 
-    def _calls(self, name: str) -> Calls[..., Any]:
+    def by_name(self, name: str) -> Calls[..., Any]:
+        """The ways to send a task by its name; its code need not be imported here.
+
+        `app.by_name("shop.add").s(1, 2)` is a step of a workflow.
+        """
         settings = self.settings
         serializer = self.queues.serializer(settings.queue) or settings.serializer
         usual = CallOptions(settings.queue, settings.priority, serializer)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import redis
-from celery import Celery
+from celery import Celery, chain, chord
 from common import REDIS, RESULTS, Peer, marks
 
 app = Celery("bench", broker=REDIS, backend=REDIS if RESULTS else None)
@@ -39,6 +39,21 @@ def echo(number: int) -> int:
     return number
 
 
+@app.task
+def one() -> int:
+    return 1
+
+
+@app.task
+def more(number: int) -> int:
+    return number + 1
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
 class CeleryRedis(Peer):
     lacks = ("bulk",)
 
@@ -54,6 +69,12 @@ class CeleryRedis(Peer):
 
     def round_trip(self, number: int) -> int:
         return echo.delay(number).get(timeout=60)
+
+    def chord(self, count: int) -> int:
+        return chord([one.s() for _ in range(count)], total.s()).delay().get(timeout=60)
+
+    def chain(self, steps: int) -> int:
+        return chain(one.s(), *(more.s() for _ in range(steps - 1))).delay().get(timeout=60)
 
     def empty(self) -> bool:
         return self.client.llen("celery") == 0 and self.client.hlen("unacked") == 0

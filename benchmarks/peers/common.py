@@ -118,6 +118,14 @@ class Peer:
         """Send a task that returns `number`, wait for its result and return it."""
         raise NotImplementedError
 
+    def chord(self, count: int) -> int:
+        """Start `count` tasks that return 1 and one that adds up; wait for its result."""
+        raise NotImplementedError
+
+    def chain(self, steps: int) -> int:
+        """Start a chain of tasks that each add 1 to what the one before returned; wait for it."""
+        raise NotImplementedError
+
     def empty(self) -> bool:
         """Whether no message is left, be it waiting or handed over."""
         raise NotImplementedError
@@ -303,6 +311,32 @@ def roundtrip(peer: Peer, n: int) -> dict[str, Any]:
         return {"per_second": n / (time.perf_counter() - start)}
 
 
+def chord(peer: Peer, n: int, rounds: int) -> dict[str, Any]:
+    """From the call that starts it to the result of its callback."""
+    return started(peer, peer.chord, n, rounds)
+
+
+def chain(peer: Peer, n: int, rounds: int) -> dict[str, Any]:
+    """The same of `n` steps one after the other."""
+    return started(peer, peer.chain, n, rounds)
+
+
+def started(peer: Peer, start: Callable[[int], int], n: int, rounds: int) -> dict[str, Any]:
+    if type(peer).chord is Peer.chord:
+        return {}
+    with running(peer.worker(), 0):
+        warm(peer)
+        start(10)
+        times = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            if start(n) != n:
+                raise SystemExit(f"a wrong result of {n} tasks")
+            times.append(time.perf_counter() - begin)
+    took = sorted(times)[rounds // 2]
+    return {"tasks_per_second": n / took, "ms": took * 1000, "ms_per_task": took / n * 1000}
+
+
 def idle(peer: Peer, seconds: float) -> dict[str, Any]:
     """A worker that has run one task and has nothing to do."""
     with running(peer.worker(), 0) as process:
@@ -321,5 +355,5 @@ def idle(peer: Peer, seconds: float) -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     command.__name__: command
-    for command in (enqueue, bulk, drain, scaling, counts, latency, roundtrip, idle)
+    for command in (enqueue, bulk, drain, scaling, counts, latency, roundtrip, chord, chain, idle)
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from common import REDIS, RESULTS, Peer, marks
 
 from taskline import Taskline
+from taskline.workflows import chain, chord
 
 URL = REDIS or "redis://127.0.0.1"
 app = Taskline("bench", broker=URL, backend=URL if RESULTS else None)
@@ -34,6 +35,21 @@ def echo(number: int) -> int:
     return number
 
 
+@app.task
+def one() -> int:
+    return 1
+
+
+@app.task
+def more(number: int) -> int:
+    return number + 1
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
 class TasklineRedis(Peer):
     def prepare(self) -> None:
         app.transport.ping()
@@ -51,6 +67,12 @@ class TasklineRedis(Peer):
 
     def round_trip(self, number: int) -> int:
         return echo.delay(number).get(timeout=60)
+
+    def chord(self, count: int) -> int:
+        return chord([one.s() for _ in range(count)], total.s()).delay().get(timeout=60)
+
+    def chain(self, steps: int) -> int:
+        return chain([one.s(), *(more.s() for _ in range(steps - 1))]).delay().get(timeout=60)
 
     def empty(self) -> bool:
         stats = app.transport.stats()

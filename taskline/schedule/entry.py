@@ -104,7 +104,7 @@ class Schedule(msgspec.Struct, kw_only=True, frozen=True):
         kwargs = dict(self.kwargs)
         if self.pass_time is not None:
             kwargs[self.pass_time] = local(slot, self.times.tz)
-        calls = app._calls(self.task).options(task_id=task_id, **self.options)
+        calls = app.by_name(self.task).options(task_id=task_id, **self.options)
         message = calls._message(tuple(self.args), kwargs)
         header, body = app.codec.open(message.frame)
         header.schedule, header.slot = self.name, slot

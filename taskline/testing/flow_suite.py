@@ -298,6 +298,26 @@ class WorkflowConformance:
         assert desk.log == ["0", "a", "b", "b", "b2", "count", "c"]
         assert again.progress() == (5, 5, 0)
 
+    @pytest.mark.parametrize("moment", ["before", "after"])
+    def test_a_failed_step_can_be_resumed_wherever_its_worker_died(
+        self, make_app: MakeApp, moment: str
+    ) -> None:
+        number, died = 1, True
+        while died:
+            with make_app(queue=f"q{number}") as app:
+                desk = Desk(app)
+                desk.broken.add("b")
+                result = chord([desk.step.s("a"), desk.step.s("b")], desk.count.s()).delay()
+                died, _ = self._kill_once(desk, Fate(number, moment))
+                self.finish(desk)
+                assert result.state == FAILURE, f"killed {moment} call {number}"
+                desk.broken.clear()
+                assert result.resume() == [f"{result.id}-0-1"], f"killed {moment} call {number}"
+                self.finish(desk)
+                assert result.get(timeout=10) == "2 of which 0 failed"
+                assert desk.log.count("count") == 1
+            number += 1
+
     def test_resume(self, desk: Desk) -> None:
         desk.broken.update("ab")
         result = chord(

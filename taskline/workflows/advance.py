@@ -20,15 +20,12 @@ from taskline.message import (
     FAILURE,
     FINAL_STATES,
     SUCCESS,
-    VERSION,
-    Header,
     Message,
     Outcome,
     OutcomeHeader,
-    Place,
 )
-from taskline.task import apply_options
 from taskline.workflows import compensate
+from taskline.workflows.keeping import let_expire
 from taskline.workflows.plan import (
     COMPENSATE,
     CONTINUE,
@@ -46,15 +43,13 @@ from taskline.workflows.plan import (
     failures_key,
     step_id,
 )
+from taskline.workflows.sending import fan_of, message_of
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
     from taskline.backends.base import Backend
 
 log = logging.getLogger("taskline.workflows")
-
-FAN = "taskline.fan"
-"""The built-in task that starts a step for each item of a result."""
 
 SENT = "sent"
 """The member of a group's set that says that all its members have been sent."""
@@ -118,7 +113,7 @@ class Engine:
         plan = self.plans.get([flow]).get(flow)
         if plan is not None:
             self._records, self._messages = [], []
-            more = self._fail(plan, Ended(flow, 0, None, FAILURE, error))
+            more = self._fail(plan, [Ended(flow, 0, None, FAILURE, error)])
             self.flush()
             self.advance(more)
 
@@ -144,12 +139,13 @@ class Engine:
         members: dict[str, list[str]] = {}
         groups: dict[str, tuple[Plan, int]] = {}
         more: list[Ended] = []
+        failed: dict[str, tuple[Plan, list[Ended]]] = {}
         for plan, each in ended:
             grouped = isinstance(plan.flow.nodes[each.at].step, (Group, Each))
             if plan.policy == COMPENSATE and self._compensates(plan, each):
                 continue
             if each.state != SUCCESS and plan.policy != CONTINUE:
-                more += self._fail(plan, each)
+                failed.setdefault(plan.id, (plan, []))[1].append(each)
                 continue
             if each.state != SUCCESS:
                 self.backend.count(failures_key(plan.id, 0), each.id, plan.ttl)
@@ -166,6 +162,8 @@ class Engine:
             size = self._size(plan, at)
             if size is not None and count > size:
                 done.append((plan, at))
+        for plan, failures in failed.values():
+            more += self._fail(plan, failures)
         for plan, number in self._ready(done):
             more += self._finish(plan) if number is None else self._start(plan, number)
         return more
@@ -245,14 +243,16 @@ class Engine:
         ]
         step = node.step
         if isinstance(step, Call):
-            self._messages.append(self.message(plan, at, None, step, take))
+            self._messages.append(message_of(self.app, plan, at, None, step, take))
         elif isinstance(step, Group):
             more: list[Ended] = []
             for number, each in enumerate(step.members):
                 more += self.start_member(plan, at, number, each, take)
             return [*more, Ended(plan.id, at)]
         elif isinstance(step, Each):
-            self._messages.append(self.message(plan, at, None, self._fan(step), take))
+            self._messages.append(
+                message_of(self.app, plan, at, None, fan_of(self.app, step), take)
+            )
         else:
             up = Up(plan.id, at)
             return self._start_child(plan, up, step, take[0][1] if take else None)
@@ -270,7 +270,7 @@ class Engine:
         more: list[Ended] = []
         if isinstance(step, Call):
             own = [(step.into, reference) for _, reference in take] if step.takes else []
-            self._messages.append(self.message(plan, at, number, step, own))
+            self._messages.append(message_of(self.app, plan, at, number, step, own))
         else:
             up = Up(plan.id, at, number)
             more = self._start_child(plan, up, step, take[0][1] if take else None)
@@ -292,47 +292,6 @@ class Engine:
                 more += self._start(child, number)
         return more
 
-    def message(
-        self,
-        plan: Plan,
-        at: int,
-        member: int | None,
-        call: Call,
-        take: list[tuple[str | None, Any]],
-    ) -> Message:
-        """The message of a step, under the id that follows from its place."""
-        options = call.options
-        now = self.app.now()
-        header = Header(
-            VERSION,
-            step_id(plan.id, at, member),
-            call.task,
-            options.queue,
-            now,
-            options.serializer,
-            call.compression,
-            1,
-            options.priority,
-        )
-        if not options.plain:
-            apply_options(options, header, now)
-        if plan.expires is not None:
-            own = header.expires
-            header.expires = plan.expires if own is None else min(own, plan.expires)
-        header.result_ttl = plan.ttl
-        header.parent = plan.id
-        header.root = plan.root or plan.id
-        header.flow = Place(plan.id, at, member, take)
-        return self._codec.reframe(header, call.body)
-
-    def _fan(self, step: Each) -> Call:
-        """The call of the built-in task, sent as the step's own first task would be."""
-        options = msgspec.structs.replace(
-            _first_call(step.step).options, serializer=self._serializer
-        )
-        header = Header(VERSION, "", FAN, "", 0.0, self._serializer)
-        return Call(FAN, self._codec.dump(header, ((), {})), options, header.compression)
-
     def _reference(self, plan: Plan, at: int) -> Any:
         step = plan.flow.nodes[at].step
         size = self._size(plan, at) if isinstance(step, (Group, Each)) else None
@@ -345,20 +304,26 @@ class Engine:
         if plan.policy == CONTINUE:
             for at in plan.flow.sinks:
                 if (failed := self._failed_step(plan, at)) is not None:
-                    return self._fail(plan, Ended(plan.id, at, None, failed.state, failed.error))
+                    return self._fail(plan, [Ended(plan.id, at, None, failed.state, failed.error)])
         names = {at: plan.flow.nodes[at].name or str(at) for at in plan.flow.sinks}
         if len(names) == 1:
             refers = self._reference(plan, next(iter(names)))
         else:
             refers = {name: self._reference(plan, at) for at, name in names.items()}
         self._end(plan, SUCCESS, LAST, refers=refers)
-        return [] if plan.up is None else [Ended(plan.up.id, plan.up.at, plan.up.member)]
+        if plan.up is not None:
+            return [Ended(plan.up.id, plan.up.at, plan.up.member)]
+        self.flush()
+        let_expire(self, plan)
+        return []
 
-    def _fail(self, plan: Plan, each: Ended) -> list[Ended]:
-        """A step did not succeed, and with it the whole."""
+    def _fail(self, plan: Plan, failures: list[Ended]) -> list[Ended]:
+        """Steps did not succeed, and with them the whole: as the first of them that is told."""
+        each = failures[0]
         found = self.backend.fetch([plan.id]).get(plan.id)
         generation = 0 if found is None or found.state == SUCCESS else found.deliveries
-        self.backend.count(failures_key(plan.id, generation), each.id, plan.ttl)
+        key = failures_key(plan.id, generation)
+        self.backend.count_all({key: [failed.id for failed in failures]}, plan.ttl)
         if found is None or found.state not in FINAL_STATES:
             error = each.error
             if error is None and each.state == FAILURE:
@@ -412,17 +377,3 @@ class Engine:
             self.backend.store(records[first : first + BATCH])
         for first in range(0, len(messages), BATCH):
             self._send(messages[first : first + BATCH])
-
-
-def _first_call(step: Call | Flow) -> Call:
-    """The call whose queue a built-in task is sent to: a worker serves that one."""
-    while isinstance(step, Flow):
-        inner = step.nodes[0].step
-        step = (
-            inner.members[0]
-            if isinstance(inner, Group)
-            else inner.step
-            if isinstance(inner, Each)
-            else inner
-        )
-    return step

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from taskline.context import require
 from taskline.errors import InvalidArguments, NoResult, TasklineError, UnknownTask
 from taskline.task import Task
-from taskline.workflows.advance import FAN, Ended, Engine
+from taskline.workflows.advance import Ended, Engine
 from taskline.workflows.compose import CHUNK
+from taskline.workflows.elements import bound
 from taskline.workflows.inputs import Results
 from taskline.workflows.plan import Each
-from taskline.workflows.steps import bound
+from taskline.workflows.sending import FAN
 
 if TYPE_CHECKING:
     from taskline.app import Taskline

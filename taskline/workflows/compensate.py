@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskline.message import SUCCESS
+from taskline.workflows.elements import bound
 from taskline.workflows.inputs import CHUNK, value_of
 from taskline.workflows.plan import (
     STOP,
@@ -29,7 +30,6 @@ from taskline.workflows.plan import (
     step_id,
     undo_id,
 )
-from taskline.workflows.steps import bound
 
 if TYPE_CHECKING:
     from taskline.workflows.advance import Engine

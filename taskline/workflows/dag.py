@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from taskline.config import nearest
 from taskline.errors import ConfigurationError, InvalidArguments
 from taskline.task import Calls
+from taskline.workflows.elements import bound, takes
 from taskline.workflows.plan import INPUT, Call, Each, Flow, Group, Node
-from taskline.workflows.steps import Made, Step, TaskStep, bound, member, takes
+from taskline.workflows.steps import Made, Step, TaskStep, member
 
 if TYPE_CHECKING:
     from taskline.app import Taskline

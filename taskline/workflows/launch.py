@@ -11,6 +11,7 @@ from taskline.context import running
 from taskline.errors import ConfigurationError
 from taskline.message import SUCCESS, VERSION, OutcomeHeader, new_id
 from taskline.workflows.advance import Ended, Engine
+from taskline.workflows.elements import node
 from taskline.workflows.plan import (
     COMPENSATE,
     KEEP,
@@ -23,7 +24,7 @@ from taskline.workflows.plan import (
     step_id,
 )
 from taskline.workflows.result import FlowResult
-from taskline.workflows.steps import GroupStep, Step, member, node
+from taskline.workflows.steps import GroupStep, Step, member
 
 if TYPE_CHECKING:
     from taskline.app import Taskline

@@ -85,6 +85,11 @@ class FlowResult(AsyncResult[R]):
         return STARTED if state == PENDING else state
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the whole, as of a task."""
+        return {**super().info, "state": self.state}
+
+    @property
     def children(self) -> Sequence[AsyncResult[Any] | GroupResult[Any]]:  # type: ignore[override]
         """The results of its steps, in their order; of a group a `GroupResult`."""
         return [self._child(number) for number in range(len(self.plan.flow.nodes))]

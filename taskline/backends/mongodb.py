@@ -25,7 +25,7 @@ from taskline.errors import BackendError, TransportError
 from taskline.message import FINAL_STATES, Outcome
 from taskline.mongo.client import Server
 from taskline.mongo.location import Location, locate
-from taskline.mongo.outcomes import FINAL, Outcomes, check_size, layout, new_key
+from taskline.mongo.outcomes import FINAL, LARGEST, Outcomes, check_size, layout, new_key
 from taskline.mongo.peer import Peer
 from taskline.mongo.stream import listen
 from taskline.registry import Spec
@@ -138,10 +138,8 @@ class MongoBackend(Backend):
     # Outcomes
 
     def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        for outcome in outcomes:
-            check_size(outcome, BackendError)
         refused: list[Outcome] = []
-        todo = list(outcomes)
+        todo = [each for each in outcomes if len(each.frame) <= LARGEST]
         for last in [False] * len(self._peers) + [True]:
             failed: list[Outcome] = []
             for peer, group in self._by_keeper(todo, lambda outcome: outcome.id).items():
@@ -154,6 +152,8 @@ class MongoBackend(Backend):
             todo = failed
             if not todo:
                 break
+        for outcome in outcomes:
+            check_size(outcome, BackendError)  # when all others are stored
         outranked = {id(each) for each in refused}
         return [outcome for outcome in outcomes if id(outcome) in outranked]
 

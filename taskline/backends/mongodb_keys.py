@@ -25,10 +25,11 @@ from taskline.backends.keys import (
     too_large,
 )
 from taskline.clock import Clock
+from taskline.errors import BackendError
 from taskline.mongo.client import Document, Server
 from taskline.mongo.expressions import EPOCH, after, left, lives, milliseconds, now
 from taskline.mongo.location import Location
-from taskline.mongo.outcomes import change, change_once, strict
+from taskline.mongo.outcomes import LARGEST, change, change_once, strict
 from taskline.mongo.stream import listen
 
 REMEMBER = 3600.0
@@ -68,6 +69,12 @@ class MongoKeys(KeyStore):
         return None if found is None else _value(found)
 
     def set(self, key: str, value: bytes, ttl: float | None, *, if_absent: bool = False) -> bool:
+        if len(value) > LARGEST:
+            raise BackendError(
+                f"the key {key!r}: its {len(value)} bytes are more than a document of MongoDB "
+                f"holds, {LARGEST}: put the value into GridFS or other storage, and keep its name",
+                retryable=False,
+            )
         token = os.urandom(8)
         new = {
             "_id": "$_id",

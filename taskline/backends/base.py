@@ -41,6 +41,9 @@ class Backend(ABC):
     distributes: ClassVar[bool] = False
     """Whether `from_spec` takes the URLs of several nodes."""
 
+    largest: ClassVar[int] = 2**62
+    """Bytes of the largest frame of an outcome that it stores."""
+
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.clock = clock
 

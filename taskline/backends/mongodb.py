@@ -59,6 +59,7 @@ class MongoBackend(Backend):
 
     scheme = "mongodb"
     distributes = True
+    largest = LARGEST
 
     def __init__(self, locations: Sequence[Location], clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(clock)

@@ -195,6 +195,8 @@ class Runner:
         self.now = app.now
         self._serializer = app.settings.serializer
         self._default_ttl = app.settings.result_ttl
+        self.largest = 2**62
+        """Bytes of the largest outcome that the backend takes."""
         self._models = app.queues.models
 
     def may_begin(self, job: Job, now: float) -> bool:
@@ -322,6 +324,11 @@ class Runner:
                 job.outcome = outcomes.outcome(
                     self._codec, header, SUCCESS, value, **self._known(job)
                 )
+                if len(job.outcome.frame) > self.largest:
+                    raise SerializationError(
+                        f"it has {len(job.outcome.frame)} bytes, and the result backend stores "
+                        f"{self.largest}: put it into GridFS or other storage and return its name"
+                    )
             except SerializationError as refused:
                 error = outcomes.unfit(header, value, refused)
                 self.bury(job, error, str(error))

@@ -163,6 +163,8 @@ class IOThread:
         self._transport, self._backend = transport, backend
         flows = None if backend is None else Flows(self._app, transport, backend)
         self._settlements = Settlements(transport, backend, flows, self._herald.tell)
+        if backend is not None:
+            self._runner.largest = backend.largest
         self._watch = Watch(
             self._runner,
             self._settlements,

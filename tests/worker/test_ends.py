@@ -187,6 +187,23 @@ def test_a_result_larger_than_messages_may_be_fails(make_app: Any) -> None:
         long.delay().get(timeout=30)
 
 
+def test_a_result_larger_than_the_backend_stores_fails(
+    app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = app.require_backend()
+    monkeypatch.setattr(type(backend), "largest", 4000)
+
+    @app.task
+    def long(size: int) -> str:
+        return "x" * size
+
+    with working(app):
+        large, small = long.delay(5000), long.delay(3000)
+        with pytest.raises(SerializationError, match="stores 4000: put it into GridFS or other"):
+            large.get(timeout=30)
+        assert small.get(timeout=30) == "x" * 3000
+
+
 def test_a_failure_larger_than_messages_may_be_is_still_told(make_memory_app: Any) -> None:
     app = make_memory_app(max_message_size=1500)
 

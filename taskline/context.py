@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar, Token
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from taskline.errors import TasklineError
 from taskline.message import Header
 
 MOST_CHILDREN = 1000
 """How many of the tasks that it has sent a task's outcome names."""
+
+LONGEST_REPORT = 500
+"""Characters of a progress message that are kept."""
+
+
+class Progress(NamedTuple):
+    """How far a task says it is: so much of `total`, where that is known."""
+
+    done: float
+    total: float | None = None
+    message: str = ""
+
+    @property
+    def fraction(self) -> float | None:
+        """From 0 to 1; None when the total is not known."""
+        if not self.total:
+            return None
+        return min(1.0, max(0.0, self.done / self.total))
 
 
 class Request:
@@ -21,7 +40,15 @@ class Request:
     task may look at it and return early.
     """
 
-    __slots__ = ("cancelled", "children", "deadline", "deliveries", "header", "receipt")
+    __slots__ = (
+        "cancelled",
+        "children",
+        "deadline",
+        "deliveries",
+        "header",
+        "receipt",
+        "reported",
+    )
 
     def __init__(
         self,
@@ -38,6 +65,8 @@ class Request:
         self.cancelled = False
         self.children: list[str] | None = None
         """The ids of what it has sent itself, the first `MOST_CHILDREN` of them."""
+        self.reported: Progress | None = None
+        """What `progress` was told last."""
 
     def sent(self, id: str) -> None:
         """Note that the task has sent another, or started a workflow."""
@@ -45,6 +74,16 @@ class Request:
             self.children = []
         if len(self.children) < MOST_CHILDREN:
             self.children.append(id)
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Tell how far the task is, for `AsyncResult.progress`: `done` of `total`, and a word.
+
+        Call it as often as you like, from any thread of the task: it costs next to nothing,
+        and the worker stores what was told last about once a second.
+        """
+        if not _is_number(done) or not (total is None or _is_number(total)):
+            raise TasklineError(f"progress({done!r}, {total!r}): both are numbers, or total is None")
+        self.reported = Progress(done, total, str(message)[:LONGEST_REPORT])
 
     @property
     def id(self) -> str:
@@ -108,6 +147,10 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.name} {self.id} attempt {self.attempt}>"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 _request: ContextVar[Request | None] = ContextVar("taskline_request", default=None)

@@ -152,6 +152,8 @@ class OutcomeHeader(msgspec.Struct, omit_defaults=True):
     refers: Any = None
     """Of a workflow that succeeded: the value is that of this reference, as in `Place.take`,
     or an object of such references."""
+    progress: dict[str, Any] | None = None
+    """What the task told last: `done`, `total`, `message`."""
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from taskline import message as m
 from taskline.codec import Codec
+from taskline.context import Progress
 from taskline.errors import Reject, Retry, SerializationError, TaskRejected
 from taskline.failures import encode_error, error_line
 from taskline.message import Header, Outcome, OutcomeHeader
@@ -37,6 +38,7 @@ def outcome(
     retry_at: float | None = None,
     errors: list[str] | None = None,
     children: list[str] | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """The outcome of the task of `header` in `state`. Times are Unix seconds, `ttl` seconds.
 
@@ -63,6 +65,8 @@ def outcome(
     )
     if children:
         head.children = children
+    if progress is not None:
+        head.progress = progress._asdict()
     return codec.encode_outcome(head, value, sent=header.sent, ttl=ttl)
 
 

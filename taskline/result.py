@@ -9,6 +9,7 @@ import msgspec
 
 from taskline import dead
 from taskline.backends.base import Revocation
+from taskline.context import Progress
 from taskline.errors import NoResult, ResultTimeout, TaskExpired, TaskRevoked
 from taskline.failures import rebuild_error
 from taskline.message import (
@@ -91,7 +92,7 @@ class AsyncResult(Generic[R]):
     def info(self) -> dict[str, Any]:
         """What is known of the run: `state, task, queue, attempt, deliveries, worker,
         started, finished, retry_at` (Unix seconds), `errors` (a line for each failed
-        attempt), `error, parent, root`.
+        attempt), `error, parent, root, progress`.
         """
         found = self._read()
         if found is None:
@@ -110,6 +111,16 @@ class AsyncResult(Generic[R]):
         found = self._read()
         ids = [] if found is None else self._opened(found)[0].children
         return [AsyncResult(self.app, each) for each in ids]
+
+    @property
+    def progress(self) -> Progress | None:
+        """What the task has told of its progress last, `(done, total, message)`, or None.
+
+        It is about a second old while the task runs, and remains after its end.
+        """
+        found = self._read()
+        told = None if found is None else self._opened(found)[0].progress
+        return None if told is None else Progress(**told)
 
     @overload
     def get(self, timeout: float | None = None, propagate: Literal[True] = True) -> R: ...

@@ -86,6 +86,7 @@ class Job:
         "marked",
         "outcome",
         "outranked",
+        "reported",
         "request",
         "revoked",
         "soft_deadline",
@@ -105,6 +106,8 @@ class Job:
         self.body = body
         self.task = task
         self.request: context.Request | None = None
+        self.reported: context.Progress | None = None
+        """What has been stored of its progress."""
         self.started = 0.0
         """Unix seconds; 0 while it waits."""
         self.finished = 0.0
@@ -388,6 +391,8 @@ class Runner:
         """The outcome that shows a run in progress; None when it does not fit a message."""
         header = job.header
         assert header is not None
+        if job.request is not None:
+            job.reported = job.request.reported
         try:
             return outcomes.outcome(self._codec, header, STARTED, **self._known(job))
         except SerializationError:
@@ -522,7 +527,7 @@ class Runner:
         elif task is not None and task.result_ttl is not None:
             ttl = task.result_ttl
         request = job.request
-        return {
+        known: dict[str, Any] = {
             "children": None if request is None else request.children,
             "deliveries": job.delivery.deliveries,
             "worker": self.worker,
@@ -530,3 +535,6 @@ class Runner:
             "finished": job.finished or None,
             "ttl": ttl,
         }
+        if request is not None and request.reported is not None:
+            known["progress"] = request.reported
+        return known

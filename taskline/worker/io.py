@@ -246,7 +246,7 @@ class IOThread:
             return True
         if running:
             self._watch.look_at_revocations(now)
-            self._watch.show(running)
+            self._watch.show(running, now)
         return False
 
     def _wait_and_receive(self, now: float, patience: float) -> None:

@@ -20,6 +20,8 @@ LOOK_EVERY = 1.0
 """Seconds between two looks for revocations while tasks run."""
 STARTED_AFTER = 0.5
 """A run is shown as STARTED once it has lasted this many seconds."""
+REPORT_EVERY = 0.5
+"""Seconds between two times that progress is stored, at least."""
 TIMED_OUT_HAS, REVOKED_HAS = 0.3, 1.0
 """Seconds that interrupted code has to end before its process is given up."""
 
@@ -48,6 +50,7 @@ class Watch:
         self._clock = clock
         self._cursor = 0
         self._next_look = 0.0
+        self._next_report = 0.0
         self.revoked: set[str] = set()
         self.recycle = ""
         """Why the process must be replaced: given-up code still runs in it."""
@@ -73,17 +76,24 @@ class Watch:
             elif job.terminate and not job.lost:
                 self._stop_revoked(job, now)
 
-    def show(self, running: Iterable[Job]) -> None:
-        """Store that these jobs run, once each has run for a while."""
+    def show(self, running: Iterable[Job], now: float) -> None:
+        """Store that these jobs run, once each has run for a while, and how far they say they are.
+
+        `now` is the monotonic clock's.
+        """
         if self._backend is None:
             return
         before = self._clock.time() - STARTED_AFTER
+        again = now >= self._next_report
         fresh = [
             job
             for job in running
-            if not (job.marked or job.lost) and job.started and job.started < before
+            if not job.lost
+            and job.started
+            and ((not job.marked and job.started < before) or (again and _has_news(job)))
         ]
         if fresh:
+            self._next_report = now + REPORT_EVERY
             shown = map(self._runner.showing, fresh)
             self._backend.store([outcome for outcome in shown if outcome is not None])
             for job in fresh:
@@ -182,3 +192,7 @@ def concerned(header: Header, revoked: Collection[str]) -> bool:
         if not dash:
             return False
     return True
+
+
+def _has_news(job: Job) -> bool:
+    return job.request is not None and job.request.reported is not job.reported

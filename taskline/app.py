@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -67,6 +76,12 @@ class Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
+    def __call__(self, function: Callable[P, AsyncIterator[Any]], /) -> AsyncTask[P, None]: ...
+    @overload
+    def __call__(self, function: Callable[P, Generator[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[P, Iterator[Any]], /) -> Task[P, None]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
@@ -78,6 +93,18 @@ class BoundDecorator(Protocol):
         self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
     @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], AsyncIterator[Any]], /
+    ) -> AsyncTask[P, None]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[Any, P], Generator[Any, Any, R]], /
+    ) -> Task[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Iterator[Any]], /
+    ) -> Task[P, None]: ...
+    @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 
 
@@ -88,6 +115,12 @@ class Periodic(Protocol):
     def __call__(self, task: AnyTask, /) -> AnyTask: ...
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, AsyncIterator[Any]], /) -> AsyncTask[P, None]: ...
+    @overload
+    def __call__(self, function: Callable[P, Generator[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[P, Iterator[Any]], /) -> Task[P, None]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
@@ -164,6 +197,12 @@ class Taskline:
     @overload
     def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
+    def task(self, function: Callable[P, AsyncIterator[Any]], /) -> AsyncTask[P, None]: ...
+    @overload
+    def task(self, function: Callable[P, Generator[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def task(self, function: Callable[P, Iterator[Any]], /) -> Task[P, None]: ...
+    @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
@@ -182,6 +221,9 @@ class Taskline:
         self, function: Any = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]
     ) -> Any:
         """Make a task of a function: `@app.task`, or `@app.task(queue="mail", retry=3)`.
+
+        The function may be a `def` or an `async def`, or a generator of either kind, whose
+        items `AsyncResult.stream` gives.
 
         `name`: by default the module and the function. `queue`. `priority`: 0 to 9, the
         highest first. `retry`: a number, a mapping or tenacity's objects. `timeout`: seconds

@@ -82,7 +82,7 @@ class Request:
         and the worker stores what was told last about once a second.
         """
         if not _is_number(done) or not (total is None or _is_number(total)):
-            raise TasklineError(f"progress({done!r}, {total!r}): both are numbers, or total is None")
+            raise TasklineError(f"progress({done!r}, {total!r}): give numbers; total may be None")
         self.reported = Progress(done, total, str(message)[:LONGEST_REPORT])
 
     @property

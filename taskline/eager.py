@@ -67,6 +67,8 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
             "finished": now,
             "ttl": app.settings.result_ttl if header.result_ttl is None else header.result_ttl,
         }
+        if request.reported is not None:
+            known["progress"] = request.reported
         if error is None:
             return success(codec, header, value, **known)
         return failure(codec, header, error, **known)

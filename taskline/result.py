@@ -29,6 +29,7 @@ from taskline.outcomes import outcome
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
+    from taskline.streaming import Stream
 
 R = TypeVar("R", covariant=True)
 
@@ -157,6 +158,19 @@ class AsyncResult(Generic[R]):
             self._final = final
         return self._value(final)
 
+    def stream(self, start: int = 0, timeout: float | None = None) -> Stream:
+        """The items of a generator task from number `start` on, as they come.
+
+        `for item in result.stream()`, or `async for`. It ends when the task has ended, and
+        raises what `get` would raise if it failed. When the task is tried again, what it
+        yields then takes the place of what it yielded before: a reader goes on at its index.
+        Raises `ResultTimeout` when no item came for `timeout` seconds.
+        """
+        from taskline.streaming import Stream
+
+        self._kept()
+        return Stream(self, start, timeout)
+
     def ready(self) -> bool:
         """Whether the task has come to its end, whichever."""
         return self.state in FINAL_STATES
@@ -255,6 +269,11 @@ class AsyncResult(Generic[R]):
         if found is not None and found.state in FINAL_STATES:
             self._final = found
         return found
+
+    def _last_run(self) -> tuple[str, int]:
+        """The state, and which handing-over it tells of."""
+        found = self._read()
+        return (PENDING, 0) if found is None else (found.state, found.deliveries)
 
     def _opened(self, found: Outcome) -> tuple[OutcomeHeader, bytes]:
         return self.app.codec.open_outcome(found.frame)

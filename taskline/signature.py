@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_args, get_type_hints
 
 from taskline.errors import ConfigurationError, InvalidArguments
 
@@ -56,6 +56,9 @@ class TaskSignature:
         self._star_name = ""
         self._star_star: Conversion | None = None
         self._returns: Conversion | None = None
+        self.is_generator = False
+        self._yields: Conversion | None = None
+        """Of the items of a generator."""
 
     def __str__(self) -> str:
         """`(order_id: int, to: str, *, copy: bool = False) -> str`"""
@@ -149,6 +152,15 @@ class TaskSignature:
         except Exception:
             return value
 
+    def convert_item(self, value: Any) -> Any:
+        """An item of a generator as its annotation declares it; otherwise as `convert_result`."""
+        if not self._resolved:
+            self._resolve()
+        try:
+            return value if self._yields is None else self._yields.convert(value)
+        except Exception:
+            return value
+
     def _match(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise `InvalidArguments` unless number and names of the arguments fit."""
         given = kwargs.keys()
@@ -217,9 +229,11 @@ class TaskSignature:
         from taskline.conversion import conversion
 
         hints, problems = hints_of(self.function)
+        if self.is_generator and "return" in hints:
+            hints["yield"], hints["return"] = _of_generator(hints["return"])
         parameters = self.signature.parameters
         found: dict[str, Conversion | None] = {}
-        for name in [*parameters, "return"]:
+        for name in [*parameters, "return", "yield"]:  # which no parameter can be called
             hint = hints.get(name, Any)
             if name in parameters and parameters[name].default is None:
                 hint = Optional[hint]  # noqa: UP045
@@ -228,7 +242,7 @@ class TaskSignature:
             except Exception as error:
                 found[name] = None
                 problems[name] = error
-        self._returns = found.pop("return")
+        self._returns, self._yields = found.pop("return"), found.pop("yield")
         for name, parameter in parameters.items():
             if parameter.kind is Parameter.VAR_POSITIONAL:
                 self._star, self._star_name = found[name], f"*{name}"
@@ -288,6 +302,12 @@ def _shape(
     never = {p for p in rest if p.name not in by_name and p.default is Parameter.empty}
     again = {p.name for p in taken if p.kind is not Parameter.POSITIONAL_ONLY}
     return frozenset(needed | never), frozenset(by_name), frozenset(again)
+
+
+def _of_generator(hint: Any) -> tuple[Any, Any]:
+    """What is yielded and what is returned in the end, of a generator's annotation."""
+    parts = get_args(hint)
+    return parts[0] if parts else Any, parts[2] if len(parts) == 3 else None
 
 
 def hints_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:

@@ -271,10 +271,16 @@ class Task(Calls[P, R]):
         """What is called around its runs, the app's middleware and its own; None if nothing is."""
         self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
         self.signature = TaskSignature(function, bind)
+        flags = _flags(function)
+        if flags & (_GENERATOR | _ASYNC_GENERATOR):
+            from taskline.streaming import storing_items
+
+            self.signature.is_generator = True
+            self.body = storing_items(app, function, bool(flags & _ASYNC_GENERATOR))
         if check.flag("durable", durable):
             from taskline.durable import keeping_steps
 
-            self.body = keeping_steps(app, function)
+            self.body = keeping_steps(app, self.body)
         own = _name(app, function) if name is None else check.identifier("name", name)
         defaults = CallOptions(self.queue, self.priority, self.serializer)
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
@@ -332,12 +338,8 @@ def make(app: Taskline, function: Any, options: dict[str, Any]) -> Task[..., Any
     if isinstance(function, (classmethod, property, type)) or not callable(function):
         raise ConfigurationError(f"{function!r} cannot be a task: decorate a def or an async def")
     flags = _flags(function)
-    if flags & (_GENERATOR | _ASYNC_GENERATOR):
-        raise ConfigurationError(
-            f"{_qualname(function)} is a generator: a task returns a value, so return a list"
-        )
     _refuse_method(function, bool(options.get("bind")))
-    kind = AsyncTask if flags & _COROUTINE else Task
+    kind = AsyncTask if flags & (_COROUTINE | _ASYNC_GENERATOR) else Task
     return kind(app, function, **options)
 
 

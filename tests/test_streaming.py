@@ -134,10 +134,9 @@ def test_a_failure_comes_after_the_items(app: Taskline) -> None:
         yield from range(number)
         raise ValueError("no more")
 
-    got = []
+    got: list[int] = []
     with working(app), pytest.raises(ValueError, match="no more"):
-        for item in count.delay(3).stream(timeout=20):
-            got.append(item)
+        got.extend(count.delay(3).stream(timeout=20))
     assert got == [0, 1, 2]
 
 
@@ -188,10 +187,9 @@ def test_a_task_that_is_stopped_ends_its_stream(app: Taskline) -> None:
         while True:
             threading.Event().wait(0.01)
 
-    got = []
+    got: list[int] = []
     with working(app), pytest.raises(TaskTimeout):
-        for item in stuck.delay().stream(timeout=20):
-            got.append(item)
+        got.extend(stuck.delay().stream(timeout=20))
     assert got == [1]
 
 

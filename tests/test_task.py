@@ -137,8 +137,8 @@ def test_what_cannot_be_a_task_is_refused(app: Taskline) -> None:
 
     Shop.pay.__qualname__ = "Shop.pay"
     for function, told in [
-        (generator, "is a generator: a task returns a value"),
-        (async_generator, "is a generator"),
+        (generator, "a generator task: the app shop has no result backend"),
+        (async_generator, "a generator task: the app shop has no result backend"),
         (lambda: None, "a lambda has no name: give the task one with name="),
         (functools.partial(print, 1), "has no name: give the task one with name="),
         (Shop.pay, "is a method, and its object does not travel"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,9 @@ from taskline.message import FINAL_STATES, SUCCESS
 if TYPE_CHECKING:
     from taskline.app import Taskline
     from taskline.result import AsyncResult
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the progress that is shown."""
 
 
 @click.command()
@@ -109,11 +112,11 @@ def report(results: Sequence[AsyncResult[Any]], wait: float | None, *, brief: bo
     `brief` leaves out all but the value or the traceback.
     """
     contents: dict[str, dict[str, Any]] = {}
-    with _progress(len(results) if wait else 0) as advance:
-        for each in _as_they_end(results, wait):
+    with _bar(results if wait else ()) as bar:
+        for each in _as_they_end(results, wait, bar):
             contents[each.id] = read(each)
-            if contents[each.id]["state"] in FINAL_STATES:
-                advance()
+            if bar is not None and contents[each.id]["state"] in FINAL_STATES:
+                bar.ended()
             if as_json():
                 output.json(contents[each.id])
     if not as_json():
@@ -139,7 +142,7 @@ def report(results: Sequence[AsyncResult[Any]], wait: float | None, *, brief: bo
 
 
 def _as_they_end(
-    results: Sequence[AsyncResult[Any]], wait: float | None
+    results: Sequence[AsyncResult[Any]], wait: float | None, bar: Bar | None = None
 ) -> Iterator[AsyncResult[Any]]:
     """These results as they become final within `wait` seconds, then all others."""
     left = {each.id: each for each in results}
@@ -148,8 +151,10 @@ def _as_they_end(
         until = app.clock.monotonic() + wait
         backend = app.require_backend()
         while left and (rest := until - app.clock.monotonic()) > 0:
-            for found in backend.wait(list(left), rest):
+            for found in backend.wait(list(left), rest if bar is None else min(rest, LOOK_EVERY)):
                 yield left.pop(found)
+            if bar is not None:
+                bar.look(list(left.values()))
     yield from left.values()
 
 
@@ -165,19 +170,52 @@ def read(result: AsyncResult[Any]) -> dict[str, Any]:
     return content
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error, where several tasks are waited for on a terminal."""
-    if total < 2 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+class Bar:
+    """A progress bar on standard error: for one task what it tells, for several how many ended."""
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task("", total=total)
-        yield lambda: bar.advance(job)
+    def __init__(self, count: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+
+        self._count = count
+        self.shown = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._job = self.shown.add_task("", total=count if count > 1 else None)
+
+    def ended(self) -> None:
+        """A task has ended."""
+        if self._count > 1:
+            self.shown.advance(self._job)
+
+    def look(self, left: Sequence[AsyncResult[Any]]) -> None:
+        """Show what these tell of their progress."""
+        told = left[0].progress if len(left) == 1 else None
+        if told is None:
+            return
+        said = output.clean(told.message)
+        if self._count == 1:
+            self.shown.update(self._job, completed=told.done, total=told.total, description=said)
+        else:
+            done = f"{told.done:g}" if told.total is None else f"{told.done:g}/{told.total:g}"
+            self.shown.update(self._job, description=f"the last: {done} {said}")
+
+
+@contextlib.contextmanager
+def _bar(results: Sequence[AsyncResult[Any]]) -> Iterator[Bar | None]:
+    """The bar, where tasks are waited for on a terminal."""
+    if not results or not sys.stderr.isatty():
+        yield None
+        return
+    bar = Bar(len(results))
+    with bar.shown:
+        yield bar
 
 
 def _fields(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -193,6 +231,7 @@ def _fields(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "worker", content.get("worker") or None
     yield "started", output.when(content.get("started"))
     yield "took", _took(content)
+    yield "progress", _told(content)
     yield "retried at", output.when(content.get("retry_at"))
     yield "traceback", (content.get("error") or {}).get("traceback")
 
@@ -238,6 +277,14 @@ def _error(content: dict[str, Any]) -> str | None:
         return None
     kind = str(failure.get("type", "error")).removeprefix("builtins.")
     return f"{kind}: {failure.get('message', '')}"
+
+
+def _told(content: dict[str, Any]) -> str | None:
+    told = content.get("progress")
+    if not told:
+        return None
+    total = "" if told["total"] is None else f" of {told['total']:g}"
+    return f"{told['done']:g}{total}{' ' if told['message'] else ''}{told['message']}"
 
 
 def _took(content: dict[str, Any]) -> str | None:

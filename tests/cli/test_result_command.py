@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from taskline import Taskline, outcomes
 from taskline.cli import result as result_module
 from taskline.cli.root import cli
+from taskline.context import Progress
 from taskline.message import EXPIRED, REVOKED, STARTED, Outcome
 
 WORDS = ("--broker", "sqlite:///shop.db", "--backend", "sqlite:///shop.db")
@@ -229,12 +230,26 @@ def test_options_that_make_no_sense(app: Taskline, words: list[str], said: str) 
 def test_progress_is_shown_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with result_module._progress(2) as advance:
-        advance()
+    class Told:
+        progress = Progress(3, 4, "three")
+
+    some: list[Any] = [Told(), Told()]
+    with result_module._bar(some) as bar:
+        assert bar is None
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with result_module._progress(2) as advance:
-        advance()
-        advance()
-    assert "2/2" in capsys.readouterr().err
+    with result_module._bar(some) as bar:
+        assert bar is not None
+        bar.ended()
+        bar.look(some[:1])
+        bar.ended()
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "the last: 3/4 three" in shown
+    with result_module._bar(some[:1]) as bar:
+        assert bar is not None
+        bar.look(some[:1])
+    shown = capsys.readouterr().err
+    assert "3/4" in shown
+    assert "three" in shown

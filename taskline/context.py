@@ -76,7 +76,7 @@ class Request:
             self.children.append(id)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Tell how far the task is, for `AsyncResult.progress`: `done` of `total`, and a word.
+        """Tell how far the task is, for `AsyncResult.progress()`: `done` of `total`, and a word.
 
         Call it as often as you like, from any thread of the task: it costs next to nothing,
         and the worker stores what was told last about once a second.

@@ -113,7 +113,6 @@ class AsyncResult(Generic[R]):
         ids = [] if found is None else self._opened(found)[0].children
         return [AsyncResult(self.app, each) for each in ids]
 
-    @property
     def progress(self) -> Progress | None:
         """What the task has told of its progress last, `(done, total, message)`, or None.
 

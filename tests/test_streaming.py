@@ -238,10 +238,10 @@ def test_progress_is_seen_while_the_task_runs_and_after(app: Taskline) -> None:
 
     with working(app):
         result = work.delay()
-        assert result.progress is None
+        assert result.progress() is None
         assert told.wait(20)
         by = app.clock.monotonic() + 20
-        while (seen := result.progress) is None or seen.done != 49:
+        while (seen := result.progress()) is None or seen.done != 49:
             assert app.clock.monotonic() < by
             app.clock.sleep(0.01)
         assert seen == Progress(49, 100, "page 49")
@@ -249,7 +249,7 @@ def test_progress_is_seen_while_the_task_runs_and_after(app: Taskline) -> None:
         assert result.state == "STARTED"
         go_on.set()
         result.get(timeout=20)
-    assert app.AsyncResult(result.id).progress == (100, 100, "done")
+    assert app.AsyncResult(result.id).progress() == (100, 100, "done")
 
 
 def test_progress_of_a_coroutine_and_of_a_failure(app: Taskline) -> None:
@@ -262,9 +262,9 @@ def test_progress_of_a_coroutine_and_of_a_failure(app: Taskline) -> None:
         result = work.delay()
         with pytest.raises(ValueError, match="here"):
             result.get(timeout=20)
-    assert result.progress == Progress(3, None, "")
-    assert result.progress is not None
-    assert result.progress.fraction is None
+    assert result.progress() == Progress(3, None, "")
+    assert result.progress() is not None
+    assert result.progress().fraction is None
 
 
 def test_progress_costs_few_stores(app: Taskline) -> None:
@@ -301,7 +301,7 @@ def test_eager_tasks_tell_too(make_app: MakeApp) -> None:
     def work() -> None:
         current_task.progress(1, 2)
 
-    assert work.delay().progress == (1, 2, "")
+    assert work.delay().progress() == (1, 2, "")
 
 
 @pytest.mark.parametrize("wrong", [("1", None), (1, "2"), (float("nan"), None)])

@@ -24,7 +24,7 @@ def test_items_and_progress(redis_url: str) -> None:
         assert list(result.stream(timeout=20)) == list(range(50))
         assert list(app.AsyncResult(result.id).stream(33, timeout=20)) == list(range(33, 50))
         result.get(timeout=20)
-        assert result.progress == (50, 50, "")
+        assert result.progress() == (50, 50, "")
     finally:
         worker.stop(0)
         app.close()

@@ -196,10 +196,10 @@ class Bar:
 
     def look(self, left: Sequence[AsyncResult[Any]]) -> None:
         """Show what these tell of their progress."""
-        told = left[0].progress if len(left) == 1 else None
+        told = left[0].progress() if len(left) == 1 else None
         if told is None:
             return
-        said = output.clean(told.message)
+        said = output.clean(getattr(told, "message", ""))
         if self._count == 1:
             self.shown.update(self._job, completed=told.done, total=told.total, description=said)
         else:

@@ -153,7 +153,8 @@ class FlowResult(AsyncResult[R]):
             else:
                 yield child
 
-    def progress(self) -> Progress:
+    # A task tells of itself, a workflow is counted: both have `done` and `total`.
+    def progress(self) -> Progress:  # type: ignore[override]
         """How many of its tasks have ended by now."""
         done, total = 0, 0
         known = True

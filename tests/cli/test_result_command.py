@@ -231,7 +231,8 @@ def test_progress_is_shown_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Told:
-        progress = Progress(3, 4, "three")
+        def progress(self) -> Progress:
+            return Progress(3, 4, "three")
 
     some: list[Any] = [Told(), Told()]
     with result_module._bar(some) as bar:

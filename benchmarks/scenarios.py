@@ -61,6 +61,12 @@ def redis(n: Callable[[int], int]) -> list[Scenario]:
         Scenario("delay().get()", "roundtrip", {"n": n(500)}, results=True),
         Scenario("chord", "chord", {"n": n(1000), "rounds": 5}, results=True),
         Scenario("chain", "chain", {"n": n(100), "rounds": 5}, results=True),
+        Scenario(
+            "a million delayed",
+            "delayed",
+            {"n": n(1_000_000), "due": n(30_000), "per_second": 1000},
+            alone=True,
+        ),
         Scenario("counts", "counts", {"n": n(5000)}),
         Scenario("counts, results stored", "counts", {"n": n(5000)}, results=True),
     ]

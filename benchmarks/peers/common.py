@@ -15,7 +15,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ class Marks:
         if len(self.delays) == TARGET:
             self._write(now)
 
+    def due(self, eta: float) -> None:
+        """A task that was due at `eta`, in Unix seconds, starts now."""
+        self.delays.append(time.time() - eta)
+        if len(self.delays) == TARGET:
+            self._write(time.monotonic())
+
     def _open(self) -> mmap.mmap:
         with (TOGETHER / str(os.getpid())).open("w+b") as file:
             file.truncate(_NOTE.size)
@@ -112,6 +118,10 @@ class Peer:
 
     def send_late(self, sent: float) -> object:
         """Send one task that calls `marks.late(sent)`."""
+        raise NotImplementedError
+
+    def send_delayed(self, etas: Iterable[float]) -> None:
+        """Send a task for each moment, in Unix seconds, that calls `marks.due` with it then."""
         raise NotImplementedError
 
     def round_trip(self, number: int) -> int:
@@ -301,6 +311,37 @@ def latency(peer: Peer, n: int, every: float) -> dict[str, Any]:
     return {"p50_ms": delays[n // 2] * 1000, "p99_ms": delays[n * 99 // 100] * 1000}
 
 
+def delayed(peer: Peer, n: int, due: int, per_second: int) -> dict[str, Any]:
+    """How late tasks start that come due evenly, while many more wait for another day."""
+    peer.prepare()
+    tomorrow = time.time() + 86400
+    start = time.monotonic()
+    peer.send_delayed(tomorrow + number / per_second for number in range(n - due))
+    sent = (n - due) / (time.monotonic() - start)
+    server = Counters(REDIS).read().memory
+    with running(peer.worker(), due) as process:
+        warm(peer)
+        pids = tree(process.pid)
+        before = max(status(pid, "VmRSS") for pid in pids)
+        first = time.time() + 2.0 + due / 20_000
+        peer.send_delayed(first + number / per_second for number in range(due))
+        if time.time() > first:
+            raise SystemExit("sending took longer than the time until the first is due")
+        until(DONE.exists, 0.05, "the last task")
+        peak = max(status(pid, "VmHWM") for pid in pids)
+    delays = sorted(json.loads(DONE.read_text())["delays"])
+    return {
+        "late_p50_ms": delays[due // 2] * 1000,
+        "late_p99_ms": delays[due * 99 // 100] * 1000,
+        "late_most_ms": delays[-1] * 1000,
+        "early": sum(delay < 0 for delay in delays),
+        "worker_mib_before": before,
+        "worker_mib_peak": peak,
+        "server_bytes_each": server / n,
+        "sent_per_second": sent,
+    }
+
+
 def roundtrip(peer: Peer, n: int) -> dict[str, Any]:
     with running(peer.worker(), 0):
         warm(peer)
@@ -355,5 +396,17 @@ def idle(peer: Peer, seconds: float) -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     command.__name__: command
-    for command in (enqueue, bulk, drain, scaling, counts, latency, roundtrip, chord, chain, idle)
+    for command in (
+        enqueue,
+        bulk,
+        drain,
+        scaling,
+        counts,
+        latency,
+        delayed,
+        roundtrip,
+        chord,
+        chain,
+        idle,
+    )  # fmt: skip
 }

@@ -9,6 +9,7 @@ Receipts are leases. Where results are kept, they are in the same server, for a 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from common import REDIS, RESULTS, Peer, marks
@@ -28,6 +29,11 @@ def noop() -> int:
 @app.task
 def late(sent: float) -> None:
     marks.late(sent)
+
+
+@app.task
+def due(eta: float) -> None:
+    marks.due(eta)
 
 
 @app.task
@@ -64,6 +70,11 @@ class TasklineRedis(Peer):
 
     def send_late(self, sent: float) -> object:
         return late.delay(sent)
+
+    def send_delayed(self, etas: Iterable[float]) -> None:
+        with app.batch():
+            for eta in etas:
+                due.apply_async((eta,), eta=eta)
 
     def round_trip(self, number: int) -> int:
         return echo.delay(number).get(timeout=60)

@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=seconds, help="how long things are broken")
     parser.add_argument("--seed", type=int, default=seed, help="chooses what is broken when")
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
+    parser.add_argument("--apart", action="store_true", help="keep results in a file of their own")
     parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")
     options = parser.parse_args(arguments)
@@ -30,7 +31,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="taskline-chaos-") as temporary:
         directory = options.keep or f"{temporary}/run"
         Path(directory).mkdir(parents=True)
-        config = Config(directory=str(Path(directory).resolve()), lease=options.lease)
+        config = Config(
+            directory=str(Path(directory).resolve()), lease=options.lease, apart=options.apart
+        )
         Driver(config, options.seed, options.seconds).run()
         return _judge(directory, options.seed)
 

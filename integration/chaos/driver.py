@@ -113,8 +113,6 @@ class Driver:
             if code is not None:
                 self._faults.write("exit", who=name, code=code, expected=_expected(site, code))
                 self._start_site(name)
-        if len(self._groups) > 2 * len(SITES) + len(PRODUCERS):
-            self._groups = [group for group in self._groups if not group.gone()]
         for name, producer in list(self._producers.items()):
             code = producer.process.poll()
             if code is not None:
@@ -267,6 +265,9 @@ class Driver:
 
     def _look(self) -> None:
         """Learn what was accepted, and write down each final outcome when it is first seen."""
+        self._groups = [
+            group for group in self._groups if group.process.poll() is None or group.members()
+        ]
         for record in self._reader.new("producer"):
             if record["kind"] == "sending":
                 self._sending[record["base"]] = len(record["kinds"])
@@ -342,6 +343,7 @@ class Driver:
         finals = {key: self._known(found) for key, found in self._fetch(ids).items()}
         final = {
             "lease": self._config.lease,
+            "apart": self._config.apart,
             "outcomes": finals,
             "dead": dead,
             "waiting": waiting,

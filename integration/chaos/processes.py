@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,19 +24,27 @@ class Member(NamedTuple):
     parent: int
 
 
-def members(group: int) -> list[Member]:
+MARK = "TASKLINE_CHAOS_GROUP"
+"""In the environment of a group's processes, so that no other that has got the same number since
+is taken for one of them."""
+
+
+def members(group: int, mark: str) -> list[Member]:
     """The processes of a group that are not dead, from Linux's /proc."""
     found = []
+    wanted = f"{MARK}={mark}".encode()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
+        process = Path("/proc", name)
         try:
-            stat = Path("/proc", name, "stat").read_text()
+            state, parent, its_group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) != group or state in "ZX":
+                continue
+            if wanted in (process / "environ").read_bytes().split(b"\0"):
+                found.append(Member(int(name), int(parent)))
         except OSError:
             continue  # It has just ended.
-        state, parent, its_group = stat.rpartition(")")[2].split()[:3]
-        if int(its_group) == group and state not in "ZX":
-            found.append(Member(int(name), int(parent)))
     return found
 
 
@@ -43,11 +52,12 @@ class Group:
     """A command in a process group of its own, its output in a file."""
 
     def __init__(self, module: str, arguments: list[str], log: Path) -> None:
+        self._mark = secrets.token_hex(8)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -66,31 +76,31 @@ class Group:
         self.terminated += 1
         self.terminated_young = time.monotonic() - self.started < YOUNG
 
+    def members(self) -> list[Member]:
+        """The processes of the group that live; also after their leader has ended."""
+        return members(self.id, self._mark)
+
     def children(self) -> list[int]:
         """The processes that the leader has started, if it lives."""
-        return [member.pid for member in members(self.id) if member.parent == self.id]
+        return [member.pid for member in self.members() if member.parent == self.id]
 
     def signal_leader(self, number: signal.Signals) -> None:
         """Signal the process that was started; nothing if it has ended."""
         self.process.send_signal(number)
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Signal the whole group; nothing if it is gone."""
-        with contextlib.suppress(ProcessLookupError):
+        """Signal the whole group at once; nothing if its leader has ended."""
+        if self.process.poll() is None:
             os.killpg(self.id, number)
-
-    def gone(self) -> bool:
-        """Whether no process of the group is left. Its number may then be another's."""
-        return self.process.poll() is not None and not members(self.id)
 
     def end(self) -> None:
         """Kill what is left of the group and wait until it is gone."""
         until = time.monotonic() + 10
-        while members(self.id) and time.monotonic() < until:
-            self.signal_all(signal.SIGKILL)
+        while (left := self.members()) and time.monotonic() < until:
+            for member in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.pid, signal.SIGKILL)
             time.sleep(0.01)
-        if self.process.poll() is None:
-            self.process.kill()
         self.process.wait(timeout=10)
 
 

@@ -27,6 +27,8 @@ class Config(msgspec.Struct, frozen=True):
     grace: float = 15.0
     send_patience: float = 0.5
     """How long a producer waits for a locked file before its send raises."""
+    apart: bool = False
+    """Whether outcomes are in a file of their own: stored before, not with the receipt."""
 
     @property
     def database(self) -> Path:
@@ -76,8 +78,11 @@ FLAKY_ATTEMPTS, EXHAUSTING_ATTEMPTS = 3, 2
 
 def make_app(config: Config, *, busy_timeout: float = 30.0) -> Taskline:
     """The app with all tasks, writing to the run's history."""
-    url = f"sqlite:///{config.database}?busy_timeout={busy_timeout}"
-    app = Taskline("chaos", broker=url, backend=url, lease=config.lease, grace=config.grace)
+    options = f"busy_timeout={busy_timeout}"
+    broker = backend = f"sqlite:///{config.database}?{options}"
+    if config.apart:
+        backend = f"sqlite:///{config.directory}/results.db?{options}"
+    app = Taskline("chaos", broker=broker, backend=backend, lease=config.lease, grace=config.grace)
     history = History(config.history, "worker")
     group = os.getpgrp()
 

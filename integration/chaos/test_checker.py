@@ -24,6 +24,7 @@ class World:
         self.records: list[dict[str, Any]] = []
         self.final: dict[str, Any] = {
             "lease": LEASE,
+            "apart": False,
             "outcomes": {},
             "dead": {},
             "waiting": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import sys
@@ -13,6 +14,7 @@ from integration.chaos.checker import Evidence, check
 from integration.chaos.driver import Driver
 from integration.chaos.report import report
 from integration.chaos.tasks import Config
+from integration.servers.redis import RedisServer
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=seed, help="chooses what is broken when")
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
     parser.add_argument("--apart", action="store_true", help="keep results in a file of their own")
+    parser.add_argument("--store", choices=["sqlite", "redis"], default="sqlite")
     parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")
     options = parser.parse_args(arguments)
@@ -31,11 +34,21 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="taskline-chaos-") as temporary:
         directory = options.keep or f"{temporary}/run"
         Path(directory).mkdir(parents=True)
-        config = Config(
-            directory=str(Path(directory).resolve()), lease=options.lease, apart=options.apart
-        )
-        Driver(config, options.seed, options.seconds).run()
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(durable_server()) if options.store == "redis" else None
+            config = Config(
+                directory=str(Path(directory).resolve()),
+                lease=options.lease,
+                apart=options.apart,
+                redis=server.url if server else "",
+            )
+            Driver(config, options.seed, options.seconds, server).run()
         return _judge(directory, options.seed)
+
+
+def durable_server() -> RedisServer:
+    """A Redis whose death loses nothing."""
+    return RedisServer(appendonly=True)
 
 
 def _judge(directory: str, seed: int) -> int:

@@ -19,6 +19,7 @@ from integration.chaos.history import History, Reader
 from integration.chaos.plan import Fault, plan
 from integration.chaos.processes import Group, signal_one
 from integration.chaos.tasks import GRAVE, LOAD, Config, make_app
+from integration.servers.redis import RedisServer
 from taskline.message import FINAL_STATES, Outcome
 from taskline.worker import WorkerOptions
 
@@ -40,8 +41,12 @@ DRAIN = 60.0
 class Driver:
     """One run. `run` leaves in the directory all that the checker reads."""
 
-    def __init__(self, config: Config, seed: int, seconds: float) -> None:
+    def __init__(
+        self, config: Config, seed: int, seconds: float, server: RedisServer | None = None
+    ) -> None:
+        """`server`: that of `config.redis`, to be broken as well."""
         self._config = config
+        self._server = server
         self._seeds = random.Random(seed)
         self._plan = plan(seed, seconds)
         self._seconds = seconds
@@ -172,6 +177,8 @@ class Driver:
             self._pause(what, [site.id], site, 0.2 + fault.size)
         elif what == "pause group":
             self._pause(what, [site.id, *site.children()], site, longer)
+        elif what == "lock file" and self._server is not None:
+            self._stop_server(self._server, fault)
         elif what == "lock file":
             self._lock_file(lease * (0.25 + 1.25 * fault.size))
         elif what == "terminate":
@@ -233,6 +240,25 @@ class Driver:
 
         self._at(since + seconds, release)
 
+    def _stop_server(self, server: RedisServer, fault: Fault) -> None:
+        """Kill it and start it again, or have it answer nobody for a while."""
+        since = time.monotonic()
+
+        def record() -> None:
+            until = time.monotonic()
+            self._faults.write(
+                "pause", what="stop server", pids=[], since=since, until=until, locked=True
+            )
+
+        if fault.which < 0.5:
+            server.kill()
+            server.start()
+            record()
+        else:
+            seconds = self._config.lease * (0.25 + 1.25 * fault.size)
+            server.do("CLIENT", "PAUSE", round(seconds * 1000), "ALL")
+            self._at(since + seconds, record)
+
     def _terminate(self, what: str, site: Group, act: Callable[[], None]) -> None:
         site.note_termination()
         self._record("terminate", what, act, group=site.id, again=site.terminated > 1)
@@ -247,6 +273,8 @@ class Driver:
 
     def _file_is_locked(self) -> bool:
         """Whether a paused process keeps all others from writing."""
+        if self._server is not None:
+            return False
         connection = sqlite3.connect(self._config.database, timeout=0, isolation_level=None)
         try:
             for _ in range(10):
@@ -347,13 +375,20 @@ class Driver:
             "outcomes": finals,
             "dead": dead,
             "waiting": waiting,
-            "integrity": self._integrity(),
+            "integrity": self._integrity(len(waiting)),
             "critical": self._critical(),
         }
         path = Path(self._config.directory) / "final.json"
         path.write_text(json.dumps(final))
 
-    def _integrity(self) -> str:
+    def _integrity(self, waiting: int) -> str:
+        if self._server is not None:
+            stored, begun = (
+                int(self._server.do("HLEN", f"{{taskline}}{name}").strip(":\r\n")) for name in "mh"
+            )
+            if stored == waiting and begun <= stored:
+                return "ok"
+            return f"{stored} messages are stored, of {begun} a history; {waiting} are in line"
         connection = sqlite3.connect(self._config.database)
         try:
             return str(connection.execute("PRAGMA integrity_check").fetchone()[0])
@@ -369,7 +404,10 @@ class Driver:
             for line in log.read_text(errors="replace").splitlines()
             if " CRITICAL " in line
         ]
-        return lines + (directory / "producers.log").read_text(errors="replace").splitlines()
+        told = (directory / "producers.log").read_text(errors="replace").splitlines()
+        if self._server is not None:  # We killed it, and they say so.
+            told = [line for line in told if not line.startswith("the connection to ")]
+        return lines + told
 
 
 def _expected(site: Group, code: int) -> bool:

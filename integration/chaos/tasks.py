@@ -29,6 +29,8 @@ class Config(msgspec.Struct, frozen=True):
     """How long a producer waits for a locked file before its send raises."""
     apart: bool = False
     """Whether outcomes are in a file of their own: stored before, not with the receipt."""
+    redis: str = ""
+    """The URL of the server that takes the place of the file."""
 
     @property
     def database(self) -> Path:
@@ -79,7 +81,7 @@ FLAKY_ATTEMPTS, EXHAUSTING_ATTEMPTS = 3, 2
 def make_app(config: Config, *, busy_timeout: float = 30.0) -> Taskline:
     """The app with all tasks, writing to the run's history."""
     options = f"busy_timeout={busy_timeout}"
-    broker = backend = f"sqlite:///{config.database}?{options}"
+    broker = backend = config.redis or f"sqlite:///{config.database}?{options}"
     if config.apart:
         backend = f"sqlite:///{config.directory}/results.db?{options}"
     app = Taskline("chaos", broker=broker, backend=backend, lease=config.lease, grace=config.grace)

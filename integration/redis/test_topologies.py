@@ -18,6 +18,7 @@ from taskline.backends.redis import RedisBackend
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import TransportError
 from taskline.message import SUCCESS, Outcome
+from taskline.redis.node import parse_info
 from taskline.testing.backend_suite import BackendConformance
 from taskline.testing.cases.transport import ids, message, messages
 from taskline.testing.transport_suite import TransportConformance
@@ -90,6 +91,55 @@ def test_a_slot_that_moves_is_followed(cluster: str) -> None:
     transport.send(messages(2))
     assert len(transport.receive(["mail"], 10, 30, 1, "w")) == 2
     transport.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = SYSTEM_CLOCK.monotonic() + BOUND
+    while not condition():
+        assert SYSTEM_CLOCK.monotonic() < end
+        SYSTEM_CLOCK.sleep(0.02)
+
+
+def test_a_master_of_a_cluster_that_is_replaced_is_followed() -> None:
+    with contextlib.ExitStack() as stack:
+        runs = [server_or_skip(ClusterNode) for _ in range(4)]
+        nodes = [
+            stack.enter_context(contextlib.contextmanager(lambda run=run: run)()) for run in runs
+        ]
+        masters, replica = nodes[:3], nodes[3]
+        form_cluster(masters)
+        slot = int(masters[0].do("CLUSTER", "KEYSLOT", "{taskline}").strip(":\r\n"))
+        master = masters[3 * slot // 16384]
+        replica.do("CONFIG", "SET", "cluster-announce-ip", "127.0.0.1")
+        replica.do("CLUSTER", "MEET", "127.0.0.1", master.port, master.bus)
+        name = master.do("CLUSTER", "MYID").split("\r\n")[1]
+        until(lambda: "+OK" in replica.do("CLUSTER", "REPLICATE", name))
+        until(lambda: "master_link_status:up" in replica.do("INFO", "replication"))
+        known = replica.do("CLUSTER", "MYID").split("\r\n")[1]
+        until(lambda: all(known in each.do("CLUSTER", "NODES") for each in masters))
+        url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        transport, backend = open_transport(f"{url}?timeout=20"), open_backend(f"{url}?timeout=20")
+        assert transport.shares(backend)
+        transport.send(messages(3))
+        (held,) = transport.receive(["mail"], 1, 600, 1, "w")
+        written = _offset(master)
+        until(lambda: _offset(replica) >= written)
+        master.kill()
+        transport.send([message()])
+        taken = [held]
+        while len(taken) < 4:
+            with contextlib.suppress(TransportError):
+                taken += transport.receive(["mail"], 10, 30, 1, "w")
+        assert len(set(ids(taken))) == 4
+        outcomes = [Outcome(each.id, SUCCESS, 1.0, 1, 60, b"") for each in taken]
+        assert transport.ack(taken, outcomes) == []
+        assert len(backend.wait([each.id for each in taken], 5)) == 4
+        transport.close()
+        backend.close()
+
+
+def _offset(node: RedisServer) -> int:
+    return int(parse_info(node.do("INFO", "replication").encode())["master_repl_offset"])
 
 
 class RedisNode:

@@ -152,13 +152,15 @@ class RedisTransport(Transport):
     ) -> Claim:
         assert self._alone is not None
         store, listener = self._alone.store, self._alone.listener
+        begun = self.clock.monotonic()
         claim = store.packed_claim(queues, limit, lease, consumer, seconds + MARGIN)
         try:
             blob = wait_and_ask(listener, queues, claim, self._interrupt, seconds)
         except TransportError:
             store.doubt()
             raise
-        if blob is None:
+        if blob is None or self.clock.monotonic() > begun + seconds + lease / 2:
+            # No answer; or this process was stopped, and what was handed over may be another's.
             store.doubt()
             return store.claim(queues, limit, lease, consumer)
         return store.claimed(blob)

@@ -92,6 +92,8 @@ class Evidence:
         self.apart: bool = final["apart"]
         """Outcomes are stored before the receipt is given back: a death in between costs a second
         run, whose outcome replaces that of the first."""
+        self.together: int = final["together"]
+        """How many messages of a batch are stored in one step; 0 for all."""
         self.outcomes: dict[str, dict[str, Any]] = final["outcomes"]
         self.dead: dict[str, dict[str, Any]] = final["dead"]
         self.waiting: dict[str, str] = final["waiting"]
@@ -234,7 +236,8 @@ def _whole_batches(evidence: Evidence) -> Iterator[Violation]:
         accepted = tasks[0].accepted
         if accepted is False and there:
             yield Violation("raised but sent", base, f"{there} of {len(tasks)} are in the system")
-        if accepted is None and 0 < there < len(tasks):
+        whole = evidence.together and there % evidence.together == 0
+        if accepted is None and 0 < there < len(tasks) and not whole:
             yield Violation("half a batch", base, f"{there} of {len(tasks)} are in the system")
 
 

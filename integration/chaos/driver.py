@@ -21,6 +21,7 @@ from integration.chaos.processes import Group, signal_one
 from integration.chaos.tasks import GRAVE, LOAD, Config, make_app
 from integration.servers.redis import RedisServer
 from taskline.message import FINAL_STATES, Outcome
+from taskline.transports.redis.store import SEND_BATCH
 from taskline.worker import WorkerOptions
 
 POISON_DELIVERIES = 3
@@ -372,6 +373,7 @@ class Driver:
         final = {
             "lease": self._config.lease,
             "apart": self._config.apart,
+            "together": SEND_BATCH if self._server is not None else 0,
             "outcomes": finals,
             "dead": dead,
             "waiting": waiting,

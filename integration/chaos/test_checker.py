@@ -25,6 +25,7 @@ class World:
         self.final: dict[str, Any] = {
             "lease": LEASE,
             "apart": False,
+            "together": 0,
             "outcomes": {},
             "dead": {},
             "waiting": {},

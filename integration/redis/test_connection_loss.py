@@ -199,3 +199,25 @@ def test_a_push_that_got_lost_is_found_again(server: RedisServer, proxy: Proxy) 
     assert list(found) == ["x"]
     here.close()
     there.close()
+
+
+@pytest.mark.parametrize("answered", [1, 4, 9, 13])
+def test_a_large_send_whose_answers_get_lost_is_stored_once(proxy: Proxy, answered: int) -> None:
+    """It goes in parts; each answer is four bytes."""
+    transport = open_transport(f"redis://127.0.0.1:{proxy.port}?timeout=1")
+    transport.send(messages(1))
+    proxy.cut_after(answered)
+    transport.send(messages(1100))
+    assert transport.stats(["mail"])[0].ready == 1101
+    transport.close()
+
+
+def test_scripts_that_are_not_there_are_sent_with_a_large_send(
+    server: RedisServer, proxy: Proxy
+) -> None:
+    transport = open_transport(server.url)
+    for _ in range(2):
+        server.do("SCRIPT", "FLUSH")
+        transport.send(messages(1100))
+    assert transport.stats(["mail"])[0].ready == 2200
+    transport.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
@@ -113,12 +113,57 @@ class Node:
             self.clock.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, BACKOFF_MAX)
 
+    def call_each(self, commands: Iterable[tuple[bytes, Script]], patience: float) -> None:
+        """Call one after the other; the next is made while the server is at work on the last.
+
+        They must be such that doing one twice does no harm. Their answers are not looked at.
+        """
+        flying: tuple[bytes, Script] | None = None
+        connection: Connection | None = None
+        try:
+            for each in commands:
+                if connection is not None and flying is not None:
+                    done, flying = flying, None
+                    connection = self._landed(connection, done, patience)
+                try:
+                    connection = connection or self._borrow()
+                    connection.send(each[0])
+                    flying = each
+                except Lost:
+                    if connection is not None:
+                        connection.close()
+                    connection = None
+                    self.call(*each, patience)
+            if connection is not None and flying is not None:
+                done, flying = flying, None
+                connection = self._landed(connection, done, patience)
+        finally:
+            if connection is not None and flying is None:
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+
+    def _landed(
+        self, connection: Connection, flown: tuple[bytes, Script], patience: float
+    ) -> Connection | None:
+        """The connection, once the answer to a command has come; else it is called anew."""
+        try:
+            connection.read()
+            return connection
+        except (Lost, ServerError):
+            connection.close()
+        self.call(*flown, patience)
+        return None
+
+    def _borrow(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.connect()
+
     def once(self, data: bytes, script: Script | None = None) -> Reply:
         """One attempt; raises `Lost` or `ServerError`."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self.connect()
+        connection = self._borrow()
         try:
             try:
                 reply = connection.call(data)

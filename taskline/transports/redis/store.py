@@ -43,7 +43,7 @@ MAINTAIN = Script("maintain", when_full=True)
 
 BATCH = 1000
 """Messages that one call of a script takes at most: the server does nothing else meanwhile."""
-_SEND_BATCH = 250
+SEND_BATCH = 250
 """Fewer, because the server keeps the memory of the largest command of each connection."""
 AT_THE_BELL = 16
 """Fewer, of what is handed over to somebody who waits, and may be dead by then."""
@@ -83,8 +83,10 @@ class Store:
 
     def send(self, messages: Sequence[Message], patience: float) -> None:
         """Store the messages whose ids are not there."""
-        for batch in _chunks(messages, _SEND_BATCH):
-            self.node.call(*self._pack_send(batch), patience)
+        if len(messages) <= SEND_BATCH:
+            self.node.call(*self._pack_send(messages), patience)
+        else:
+            self.node.call_each(map(self._pack_send, _chunks(messages, SEND_BATCH)), patience)
 
     def _pack_send(self, messages: Sequence[Message]) -> tuple[bytes, Script]:
         if self.own_time or any(m.header.eta is not None or m.header.deliveries for m in messages):

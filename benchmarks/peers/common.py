@@ -408,5 +408,5 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
         chord,
         chain,
         idle,
-    )  # fmt: skip
+    )
 }

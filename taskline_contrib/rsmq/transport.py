@@ -19,6 +19,7 @@ from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Tr
 from taskline_contrib.driver import open_client, translated
 from taskline_contrib.rsmq import wire
 from taskline_contrib.rsmq.listener import Listener
+from taskline_contrib.text import from_text, to_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -160,7 +161,7 @@ class RSMQTransport(Transport):
                     delivery.receipt,
                     wire.to_rsmq(letter.queue) + wire.DEAD,
                     letter.id,
-                    wire.to_text(letter.frame),
+                    to_text(letter.frame),
                     wire.random_suffix(),
                     msgspec.json.encode(msgspec.structs.replace(letter, frame=b"")).decode(),
                 ]
@@ -296,7 +297,7 @@ class RSMQTransport(Transport):
         return [
             wire.to_rsmq(header.queue),
             header.id,
-            wire.to_text(message.frame),
+            to_text(message.frame),
             _ms(header.eta) if header.eta is not None else 0,
             wire.random_suffix(),
             header.deliveries,
@@ -317,14 +318,14 @@ class RSMQTransport(Transport):
 
     def _frame(self, queue: str, id: str, body: bytes) -> bytes:
         """What the worker gets for a stored message: another client's is a call of `task`."""
-        frame = wire.from_text(body)
+        frame = from_text(body)
         if not self._task or wire.is_frame(frame):
             return frame
         called = wire.call_frame(self._task, queue, id, frame, as_json=self._as_json)
         return frame if called is None else called
 
     def _letter(self, name: bytes, rid: bytes, body: bytes, written: bytes) -> DeadLetter:
-        frame = wire.from_text(body)
+        frame = from_text(body)
         if written:
             letter = msgspec.json.decode(written, type=DeadLetter)
             return msgspec.structs.replace(letter, frame=frame)

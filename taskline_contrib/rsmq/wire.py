@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import binascii
 import random
 import re
-from base64 import b64decode, b64encode
 
 import msgspec
 
 from taskline.errors import SerializationError
 from taskline.message import VERSION, Header, join, split
 
-MARKER = b"taskline-base64:"
-"""In front of a frame that is not text."""
 DEAD = "-dead"
 """Ends the names of the queues of dead letters."""
 _ESCAPE = "taskline-x-"
@@ -42,26 +38,6 @@ def from_rsmq(name: str) -> str:
         except ValueError:
             return name
     return name
-
-
-def to_text(frame: bytes) -> str:
-    """A frame as RSMQ stores it: as it is when it is UTF-8, else marked and in base64."""
-    if not frame.startswith(MARKER):
-        try:
-            return frame.decode()
-        except UnicodeDecodeError:
-            pass
-    return (MARKER + b64encode(frame)).decode()
-
-
-def from_text(body: bytes) -> bytes:
-    """The frame that was stored so; a body that only looks marked is what it is."""
-    if body.startswith(MARKER):
-        try:
-            return b64decode(body[len(MARKER) :], validate=True)
-        except binascii.Error:
-            return body
-    return body
 
 
 def is_frame(frame: bytes) -> bool:

@@ -13,7 +13,9 @@ from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import ConfigurationError
 from taskline.transports.base import Transport
 from taskline_contrib.disque import DisqueTransport
+from taskline_contrib.django_q import DjangoQTransport
 from taskline_contrib.rsmq import RSMQTransport
+from taskline_contrib.volley import VolleyTransport
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -32,10 +34,16 @@ def test_each_transport_is_an_entry_point_with_an_extra(setup: ConfigParser) -> 
         scheme, _, path = point.partition(" = ")
         module, _, name = path.partition(":")
         found[scheme] = getattr(import_module(module), name)
-    assert found == {"rsmq": RSMQTransport, "disque": DisqueTransport}
+    assert found == {
+        "rsmq": RSMQTransport,
+        "disque": DisqueTransport,
+        "volley": VolleyTransport,
+        "django_q": DjangoQTransport,
+    }
     for scheme, transport in found.items():
         assert issubclass(transport, Transport)
         assert transport.scheme == scheme
+    for scheme in ("rsmq", "disque"):
         assert "redis>=" in setup["options.extras_require"][scheme]
 
 

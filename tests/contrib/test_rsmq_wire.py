@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from taskline.message import Header, join, split
 from taskline_contrib.rsmq import wire
+from taskline_contrib.text import MARKER, from_text, to_text
 
 names = st.text(st.characters(codec="utf-8"), max_size=12)
 
@@ -40,18 +41,18 @@ def test_a_name_that_is_not_ours_is_what_it_says(name: str) -> None:
     assert wire.from_rsmq(name) == name
 
 
-@given(st.one_of(st.binary(), st.binary().map(lambda tail: wire.MARKER + tail)))
+@given(st.one_of(st.binary(), st.binary().map(lambda tail: MARKER + tail)))
 def test_any_frame_is_stored_as_text_and_comes_back(frame: bytes) -> None:
-    assert wire.from_text(wire.to_text(frame).encode()) == frame
+    assert from_text(to_text(frame).encode()) == frame
 
 
 def test_text_is_stored_as_it_is() -> None:
-    assert wire.to_text('{"v":1}\n[["ü"],{}]'.encode()) == '{"v":1}\n[["ü"],{}]'
+    assert to_text('{"v":1}\n[["ü"],{}]'.encode()) == '{"v":1}\n[["ü"],{}]'
 
 
 def test_what_only_looks_marked_is_what_it_is() -> None:
     for body in (b"taskline-base64:no base64!", b"taskline-base64:\xff", b"taskline-base64:abc"):
-        assert wire.from_text(body) == body
+        assert from_text(body) == body
 
 
 def test_a_frame_is_told_from_a_plain_message() -> None:

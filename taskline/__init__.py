@@ -3,6 +3,7 @@
 from taskline.app import Taskline
 from taskline.context import current_task
 from taskline.durable import step
+from taskline.emitting import emit
 from taskline.errors import (
     BackendError,
     ConfigurationError,
@@ -68,5 +69,6 @@ __all__ = [
     "UnknownTask",
     "__version__",
     "current_task",
+    "emit",
     "step",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from taskline.context import Request, activate, deactivate
+from taskline.emitting import Emitted, messages
 from taskline.errors import ConfigurationError, Ignore, UnknownTask
 from taskline.hooks import complete
 from taskline.message import Message, Outcome
@@ -51,6 +52,7 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
             raise
         except BaseException as raised:  # SystemExit too ends the task, not the caller
             error = raised
+        emitted, value = (value, value.result) if type(value) is Emitted else (None, value)
         now = app.now()
         try:
             delay = next_attempt(policy, header, error, now, result=value, started=started)
@@ -69,6 +71,9 @@ def run(app: Taskline, message: Message, task: Task[..., Any] | None = None) -> 
         }
         if request.reported is not None:
             known["progress"] = request.reported
+        if emitted is not None:
+            for each in messages(app, emitted, header):
+                app.run_here(each)
         if error is None:
             return success(codec, header, value, **known)
         return failure(codec, header, error, **known)

@@ -14,6 +14,7 @@ import msgspec
 
 from taskline import context, outcomes
 from taskline.app import Taskline
+from taskline.emitting import Emitted, messages
 from taskline.errors import (
     ConfigurationError,
     Ignore,
@@ -75,6 +76,7 @@ class Job:
         "delay",
         "delivery",
         "early",
+        "emits",
         "ended",
         "events",
         "finished",
@@ -127,6 +129,8 @@ class Job:
         """What follows from it in its workflow has been started."""
         self.outranked = False
         """A later run has stored its outcome already."""
+        self.emits: list[Message] | None = None
+        """What the task sends by its end, until it is sent."""
         self.early = False
         self.stored = False
         self.marked = False
@@ -311,6 +315,7 @@ class Runner:
         policy = task.policy
         if task.hooks is not None:
             self._note(job, "after_run", job.request, None)
+        emitted, value = (value, value.result) if type(value) is Emitted else (None, value)
         if header.retry is not None or (policy is not None and policy.judges_results):
             try:
                 delay = outcomes.next_attempt(
@@ -335,6 +340,13 @@ class Runner:
             except SerializationError as refused:
                 error = outcomes.unfit(header, value, refused)
                 self.bury(job, error, str(error))
+                return
+        if emitted is not None:
+            try:
+                job.emits = messages(self._app, emitted, header)
+            except SerializationError as refused:
+                job.outcome = None
+                self.bury(job, refused, str(refused))
                 return
         job.verdict = ACK
         if task.hooks is not None:

@@ -162,7 +162,9 @@ class IOThread:
         """Get ready to `step`, with a broker and a backend that were reached."""
         self._transport, self._backend = transport, backend
         flows = None if backend is None else Flows(self._app, transport, backend)
-        self._settlements = Settlements(transport, backend, flows, self._herald.tell)
+        self._settlements = Settlements(
+            transport, backend, flows, self._herald.tell, self._runner.bury
+        )
         if backend is not None:
             self._runner.largest = backend.largest
         self._watch = Watch(

@@ -29,8 +29,11 @@ class Settlements:
         backend: Backend | None,
         flows: Flows | None = None,
         tell: Callable[[Job], None] = lambda job: None,
+        bury: Callable[[Job, BaseException, str], None] = lambda job, error, reason: None,
     ) -> None:
-        """`tell` is called for jobs whose middleware no slot has told."""
+        """`tell` is called for jobs whose middleware no slot has told; `bury` ends a job
+        for good, as `Runner.bury` does."""
+        self._bury_job = bury
         self._tell = tell
         self._transport = transport
         self._backend = backend
@@ -110,6 +113,7 @@ class Settlements:
             self._pending[verdict] = [job for job in jobs if not job.lost]
 
     def _ack(self) -> None:
+        self._emit(self._pending[ACK])
         jobs = self._pending[ACK]
         self._advance(jobs)
         if self.shared:
@@ -183,6 +187,36 @@ class Settlements:
             for job in fresh:
                 job.stored = True
                 job.outranked = id(job.outcome) in refused
+
+    def _emit(self, jobs: list[Job]) -> None:
+        """Send what tasks have emitted, whose outcomes are stored first."""
+        emitting = [job for job in jobs if job.emits]
+        if not emitting:
+            return
+        self._store(emitting)
+        # Whom a later run has outranked leaves it to that run.
+        emitting = [job for job in emitting if not job.outranked]
+        try:
+            self._transport.send([each for job in emitting for each in job.emits or ()])
+        except TransportError as error:
+            if error.retryable:
+                raise
+            for job in emitting:
+                self._emit_alone(job)
+        for job in jobs:
+            job.emits = None
+
+    def _emit_alone(self, job: Job) -> None:
+        """Send what one task has emitted; where no repetition would help, that is its failure."""
+        try:
+            self._transport.send(job.emits or [])
+        except TransportError as error:
+            if error.retryable:
+                raise
+            self._pending[ACK].remove(job)
+            job.stored = False
+            self._bury_job(job, error, f"what it emits cannot be sent: {error}")
+            self._pending[BURY].append(job)
 
     def _advance(self, jobs: list[Job]) -> None:
         """Start what follows from the ends of steps of workflows, which are stored first."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task
+from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task, emit
 from taskline.lock import Lock
 from taskline.workflows import (
     FlowResult,
@@ -214,3 +214,15 @@ wider: AsyncResult[object] = bare.delay(1)
 widest: ResultSet[object] = bare.map([1])
 kept: AsyncTask[[str], bytes] = fetch
 assert_type(bare.delay(1).get(propagate=False), str | Exception)
+
+
+def emitting(order: int) -> int:
+    return emit(bare.si(order), empty.si(), result=order)
+
+
+def emitting_nothing() -> None:
+    return emit(bare.si(1))
+
+
+assert_type(app.task(emitting).delay(1), AsyncResult[int])
+assert_type(app.task(emitting_nothing).delay(), AsyncResult[None])

@@ -51,6 +51,7 @@ class GuestTransport(Transport):
         peek=False,
         delete=False,
         idempotent=False,
+        leases=False,
     )
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK, *, poll: float = 0.2) -> None:

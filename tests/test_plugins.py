@@ -84,6 +84,23 @@ def test_a_dotted_path_needs_no_distribution(install: Install, path: str) -> Non
         assert type(app.backend).__name__ == "LoftBackend"
 
 
+def test_a_dotted_path_names_a_serializer(install: Install) -> None:
+    install("pigeons", PIGEONS, {})
+    with Taskline(
+        "a", broker="memory://paths", accept=["pigeons:COO"], serializer="pigeons:COO"
+    ) as app:
+        app.send_task("add", (1, 2))
+        (stored,) = app.transport.peek("default")
+        assert stored.frame.endswith(b"\n((1, 2), {})")
+    for path, complaint in {
+        "pigeons:MOO": "cannot be loaded: module 'pigeons' has no attribute 'MOO'",
+        "ravens:COO": "cannot be loaded: No module named 'ravens'",
+        "pigeons:NOT_ONE": "is no Serializer: int",
+    }.items():
+        with pytest.raises(ConfigurationError, match=complaint):
+            Taskline("a", broker="memory://paths", accept=["json", path])
+
+
 def test_a_file_may_name_them(install: Install, tmp_path: Path) -> None:
     install("pigeons", PIGEONS, ENTRY_POINTS)
     file = tmp_path / "taskline.yaml"

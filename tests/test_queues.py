@@ -357,3 +357,13 @@ def test_the_command_line_shows_where_queues_are(
     doctor = CliRunner().invoke(cli, ["doctor", "-A", "etl_app", "--json"])
     checks = {json.loads(line)["check"] for line in doctor.output.splitlines()}
     assert {"broker", "events"} <= checks
+
+
+def test_passwords_of_mappings_in_the_environment_are_not_shown() -> None:
+    from taskline.cli.output import masked
+
+    given = {"bus": {"type": "redis", "nodes": [{"host": "h", "password": "secret-1"}]}}
+    shown = masked(json.dumps({**given, "url": "redis://:secret-2@h"}), "TASKLINE_CONNECTORS")
+    assert "secret" not in shown
+    assert json.loads(shown)["bus"]["nodes"][0]["host"] == "h"
+    assert masked('{"broken: secret') == "***"

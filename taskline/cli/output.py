@@ -154,6 +154,13 @@ def masked(value: Any, name: str = "") -> Any:
         return "***"
     if isinstance(value, list | tuple):
         return [masked(item) for item in value]
+    if isinstance(value, str) and value[:1] in ("{", "["):  # as the environment has mappings
+        import msgspec
+
+        try:
+            return msgspec.json.encode(masked(msgspec.json.decode(value))).decode()
+        except msgspec.DecodeError:
+            return "***"
     return hide_password(value) if isinstance(value, str) and "://" in value else value
 
 

@@ -27,10 +27,17 @@ def get(name: str) -> Serializer:
     """The serializer of this name.
 
     Looked for among the registered ones, the entry points of the group
-    `taskline.serializers`, and kombu's registry, in this order. Raises
-    `ConfigurationError` for a name that none of them knows.
+    `taskline.serializers`, and kombu's registry, in this order; a name with a colon,
+    `package.module:ATTRIBUTE`, says where it is. Raises `ConfigurationError` for a
+    name that none of them knows.
     """
-    found = _registered.get(name) or _builtin(name) or _from_entry_point(name) or _from_kombu(name)
+    found = (
+        _registered.get(name)
+        or _builtin(name)
+        or _from_path(name)
+        or _from_entry_point(name)
+        or _from_kombu(name)
+    )
     if found is None:
         raise ConfigurationError(f"unknown serializer {name!r}: known are {', '.join(_names())}")
     _registered[name] = found
@@ -47,6 +54,21 @@ def _builtin(name: str) -> Serializer | None:
 
         return cloudpickle_serializer()
     return None
+
+
+def _from_path(name: str) -> Serializer | None:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        return None
+    from importlib import import_module
+
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:
+        raise ConfigurationError(f"serializer {name!r} cannot be loaded: {error}") from error
+    if not isinstance(found, Serializer):
+        raise ConfigurationError(f"serializer {name!r} is no Serializer: {type(found).__name__}")
+    return found
 
 
 def _from_entry_point(name: str) -> Serializer | None:

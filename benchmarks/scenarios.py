@@ -57,6 +57,7 @@ def redis(n: Callable[[int], int]) -> list[Scenario]:
         Scenario("drain", "drain", {"n": n(20000)}),
         Scenario("drain, results stored", "drain", {"n": n(20000)}, results=True),
         Scenario("scaling to two workers", "scaling", {"n": n(150000)}, alone=True),
+        Scenario("scaling, tasks of 100 µs", "scaling", {"n": n(30000), "work": 100}, alone=True),
         Scenario("call to start", "latency", {"n": n(500), "every": 0.02}),
         Scenario("delay().get()", "roundtrip", {"n": n(500)}, results=True),
         Scenario("chord", "chord", {"n": n(1000), "rounds": 5}, results=True),

@@ -29,6 +29,8 @@ DURABILITY = os.environ.get("BENCH_DURABILITY", "normal")
 REDIS = os.environ.get("BENCH_REDIS", "")
 """The URL of an empty server, for those that need one."""
 TARGET = int(os.environ.get("BENCH_TARGET", "0"))
+WORK = int(os.environ.get("BENCH_WORK", "0")) / 1e6
+"""Seconds of processor time that `Marks.tick` uses up."""
 READY = DIRECTORY / "ready"
 DONE = DIRECTORY / "done"
 TOGETHER = DIRECTORY / "together"
@@ -53,6 +55,10 @@ class Marks:
             if TOGETHER.exists():
                 self._note = self._open()
         self.count += 1
+        if WORK:
+            until = time.thread_time() + WORK
+            while time.thread_time() < until:
+                pass
         if self._note is not None:
             _NOTE.pack_into(self._note, 0, self.count)
         elif self.count == TARGET:
@@ -234,8 +240,9 @@ def scaled(peer: Peer, n: int) -> int:
     return min(n, max(100, int(n * peer.scale)))
 
 
-def scaling(peer: Peer, n: int) -> dict[str, Any]:
-    """Draining by two worker processes, and by one, in the same manner."""
+def scaling(peer: Peer, n: int, work: int = 0) -> dict[str, Any]:
+    """Draining by two worker processes, and by one; each task computes for `work` microseconds."""
+    os.environ["BENCH_WORK"] = str(work)
     peer.prepare()
     TOGETHER.mkdir()
     two, one = together(peer, n, 2), together(peer, n, 1)

@@ -262,6 +262,8 @@ class IOThread:
                 self._receive(room, 0.0)
             return
         until = self.exchange.looks_at = min(now + patience, self._next_renewal)
+        if self.async_slots is not None and self.async_slots.waiting:
+            until = min(until, self.async_slots.moved_at + PATIENCE)
         until = self._watch.next_due(self._watch.running(), until)
         if now < self._outage.retry_at:
             self._sleep(min(until, self._outage.retry_at) - now)
@@ -409,6 +411,10 @@ class IOThread:
         elif now - self._taken_at > PATIENCE:
             self._prefetch.stuck(now - self._taken_at)
             self._settlements.give_back(self.exchange.take_back())
+            self._settlements.flush()
+        slots = self.async_slots
+        if slots is not None and slots.waiting and now - slots.moved_at > PATIENCE:
+            self._settlements.give_back(slots.take_back())
             self._settlements.flush()
 
     def _ended(self, now: float, by: float) -> bool:

@@ -201,6 +201,11 @@ class AsyncSlots:
     ) -> None:
         self.running: dict[Job, asyncio.Task[None] | None] = {}
         self.places: dict[Job, int] = {}
+        self.waiting: dict[Job, bool] = {}
+        """Those that have not begun. Whoever removes one has it: the event loop, or `take_back`."""
+        self.moved_at = 0.0
+        """When one began last, or began to wait, by the monotonic clock."""
+        self._blocked = False
         self._free = list(range(first, first + slots))
         self._exchange = exchange
         self._runner = runner
@@ -221,15 +226,38 @@ class AsyncSlots:
 
     @property
     def idle(self) -> int:
-        """How many more tasks could run now."""
-        return len(self._free)
+        """How many more tasks could run now: none while one blocks the event loop."""
+        return 0 if self._blocked else len(self._free)
 
     def start(self, jobs: list[Job]) -> None:
         """Run these jobs; there must be idle slots for them. For the I/O thread."""
+        if not self.waiting:
+            self.moved_at = self._clock.monotonic()
         for job in jobs:
             self.running[job] = None
             self.places[job] = self._free.pop()
+            self.waiting[job] = True
         self._loop.call_soon_threadsafe(self._begin, jobs)
+
+    def take_back(self) -> list[Job]:
+        """Take the jobs that have not begun, since one that runs blocks the event loop.
+
+        None is idle until that goes on. For the I/O thread.
+        """
+        taken = []
+        for job in list(self.waiting):
+            if not job.early and self.waiting.pop(job, False):
+                self.running.pop(job, None)
+                self._free.append(self.places.pop(job))
+                if not job.lost:
+                    taken.append(job)
+        self._blocked = True
+        self._loop.call_soon_threadsafe(self._go_on)
+        return taken
+
+    def _go_on(self) -> None:
+        self._blocked = False
+        self._exchange.wake()
 
     def _begin(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -238,6 +266,10 @@ class AsyncSlots:
             )
 
     async def _run(self, job: Job) -> None:
+        if not self.waiting.pop(job, False):
+            self.running.pop(job, None)
+            return
+        self.moved_at = self._clock.monotonic()
         exchange, place = self._exchange, self.places[job]
         try:
             now = self._runner.now()

@@ -99,6 +99,36 @@ def test_a_mixed_storm_is_worked_off(app: Taskline) -> None:
         assert results.get(timeout=60) == expected
 
 
+def test_what_waits_behind_one_that_blocks_the_event_loop_goes_to_another_worker(
+    app: Taskline,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    @app.task
+    async def blocks() -> str:
+        begun.set()
+        go_on.wait(60)
+        return threading.current_thread().name
+
+    @app.task
+    async def quick(number: int) -> int:
+        return number
+
+    with app.batch():
+        blocking = blocks.delay()
+        waiting = quick.map(range(20))
+    with working(app, async_slots=50):
+        assert begun.wait(30)
+        with working(app, async_slots=50):
+            assert waiting.get(timeout=30) == list(range(20))
+            assert not blocking.ready()
+            more = quick.map(range(5))
+            assert more.get(timeout=30) == list(range(5))
+            go_on.set()
+            assert blocking.get(timeout=30)
+        assert quick.delay(1).get(timeout=30) == 1, "the first one goes on"
+
+
 def test_each_has_its_own_current_task_and_context(app: Taskline) -> None:
     mine: ContextVar[int] = ContextVar("mine", default=-1)
     meeting = Meeting(20)

@@ -74,7 +74,7 @@ class Hand:
         fate = fate or Fate()
         self.app = app
         self.name = name
-        self.runner = Runner(app, name, keep_results=True)
+        self.runner = Runner(app, name, keep_results=app.settings.backend is not None)
         self.io = IOThread(
             app,
             self.runner,
@@ -91,7 +91,7 @@ class Hand:
         self.backend = backend or app.open_backend()
         self.io.begin(
             fate.wrap(self.transport, SENDING),
-            fate.wrap(self.backend, STORING),
+            None if self.backend is None else fate.wrap(self.backend, STORING),
         )
 
     @property

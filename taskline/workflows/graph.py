@@ -60,7 +60,7 @@ def _label(node: Node) -> str:
     if isinstance(step, Call):
         return step.task
     if isinstance(step, Group):
-        names = sorted({_of(member) for member in step.members}) or ["…"]
+        names = sorted({_of(member) for member in step.members}) or step.names
         return f"{'?' if step.size is None else step.size} x {', '.join(names)}"
     if isinstance(step, Each):
         return f"each x {_of(step.step)}"

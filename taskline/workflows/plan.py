@@ -62,6 +62,8 @@ class Group(msgspec.Struct, tag="group", omit_defaults=True, frozen=True):
     """None when it is known only once all have been sent: then it is the outcome of the step."""
     flows: list[int] | None = []
     """Which members are workflows themselves; None for all."""
+    names: list[str] = []
+    """Some of the tasks of members that are not in the plan, for `graph()`."""
 
 
 class Each(msgspec.Struct, tag="each", omit_defaults=True, frozen=True):

@@ -34,6 +34,9 @@ B = TypeVar("B")
 S = TypeVar("S")
 
 
+_SHOWN = 3
+
+
 class Start:
     """The type that stands for taking nothing: such a step may be the first."""
 
@@ -103,7 +106,7 @@ class Step(Generic[T, R]):
             element = self.element(first=False)
         except InvalidArguments:
             element = self.element(first=True)
-        found: dict[str, Any] = msgspec.to_builtins(element)
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(element))
         return found
 
 
@@ -317,12 +320,15 @@ class GroupStep(Step[T, R]):
         """
         size = self.size
         if isinstance(self._steps, Sequence):
-            flows = [n for n, each in enumerate(self._steps) if not _is_call(each)]
-            return Group([], size, flows)
-        members = iter(self._steps)
-        first = list(islice(members, 1))
-        self._steps = itertools.chain(first, members)
-        return Group([], size, None if first and not _is_call(first[0]) else [])
+            looked_at: Sequence[Step[Any, Any]] = self._steps
+            flows: list[int] | None = [n for n, each in enumerate(looked_at) if not _is_call(each)]
+        else:
+            members = iter(self._steps)
+            looked_at = list(islice(members, 1))
+            self._steps = itertools.chain(looked_at, members)
+            flows = None if looked_at and not _is_call(looked_at[0]) else []
+        names = {each.name if isinstance(each, TaskStep) else "…" for each in looked_at}
+        return Group([], size, flows, sorted(names)[:_SHOWN])
 
     def __repr__(self) -> str:
         return f"<group of {'?' if self.size is None else self.size}>"

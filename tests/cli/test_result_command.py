@@ -254,3 +254,44 @@ def test_progress_is_shown_on_a_terminal_only(
     shown = capsys.readouterr().err
     assert "3/4" in shown
     assert "three" in shown
+
+
+def test_a_tree_of_tasks_and_workflows(app: Taskline) -> None:
+    from taskline.testing.stepping import Hand
+    from taskline.workflows import chord
+
+    @app.task(name="shop.add")
+    def add(number: int) -> int:
+        return number
+
+    @app.task(name="shop.total")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @app.task(name="shop.parent")
+    def parent() -> None:
+        add.delay(1)
+        chord([add.s(1), add.s(2) | add.s()], total.s()).apply_async(task_id="whole")
+
+    sent = parent.delay()
+    worker = Hand(app)
+    worker.work()
+    worker.close()
+    shown = run("result", sent.id, "--tree")
+    assert shown.exit_code == 0
+    lines = [line.rstrip() for line in shown.output.splitlines()]
+    assert lines[0] == f"✓ shop.parent {sent.id} SUCCESS"
+    assert lines[1].startswith("  ✓ shop.add ")
+    assert lines[2:5] == [
+        "  ✓ workflow whole SUCCESS",
+        "    ✓ 0 2 x shop.add, …",
+        "    ✓ 1 shop.total",
+    ]
+    assert lines[5].startswith("      ✓ workflow whole-0-1 SUCCESS")
+    [whole] = [
+        json.loads(line) for line in run("result", "whole", "--tree", "--json").output.splitlines()
+    ]
+    assert [step["state"] for step in whole["steps"]] == ["2 of 2", "SUCCESS"]
+    plain = run("result", "whole", "--wait", "5")
+    assert plain.exit_code == 0
+    assert "SUCCESS" in plain.output

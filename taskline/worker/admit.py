@@ -5,6 +5,7 @@ Owned by the I/O thread.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from taskline.app import Taskline
@@ -26,8 +27,10 @@ from taskline.worker.ledger import Condemned
 from taskline.worker.settle import Settlements
 from taskline.worker.watch import concerned
 
+log = logging.getLogger("taskline.worker")
+
 ASK_AGAIN = 1.0
-"""Seconds for which a scheduled message is handed back when the backend does not answer."""
+"""Seconds for which a message is handed back that needs the backend, which does not answer."""
 
 
 class Admitted(NamedTuple):
@@ -64,14 +67,15 @@ class Admission:
         self._max_deliveries = max_deliveries
 
     def admit(self, deliveries: list[Delivery]) -> Admitted:
-        """Sort these deliveries by what becomes of them. Raises `TransportError` for all.
-
-        That is when the steps of workflows among them cannot be looked at.
-        """
-        open_frame, tasks = self._app.codec.open, self._app.tasks
+        """Sort these deliveries by what becomes of them."""
+        open_frame, tasks, revoked = self._app.codec.open, self._app.tasks, self._revoked
         routed = self._app.queues.routed
         held = self._settlements.held
-        jobs: list[Job] = []
+        now = self._app.clock.time()
+        plain: list[Job] = []
+        coroutines: list[Job] = []
+        suspects: list[Job] = []
+        early: list[Job] = []
         steps: list[Job] = []
         for delivery in deliveries:
             try:
@@ -87,52 +91,47 @@ class Admission:
                 continue
             if routed:  # its sender may call the queue otherwise
                 header.queue = delivery.queue
-            job = Job(delivery, header, body, tasks.get(header.task))
-            jobs.append(job)
+            task = tasks.get(header.task)
+            job = Job(delivery, header, body, task)
             if header.flow is not None:
                 steps.append(job)
-        ended = self._look(steps) if steps else ()
-        plain: list[Job] = []
-        coroutines: list[Job] = []
-        suspects: list[Job] = []
-        early: list[Job] = []
-        now = self._app.clock.time()
-        doubtful = bool(steps or self._revoked)
-        for job in jobs:
-            delivery, task = job.delivery, job.task
-            held[delivery] = job
-            assert job.header is not None
-            if job in ended:
-                self._settlements.add(job)
                 continue
+            held[delivery] = job
             # Said here for the usual message, which is not doubtful: a call for each would cost.
             if (
                 task is None
-                or doubtful
                 or delivery.lost
-                or job.header.expires is not None
-                or job.header.slot is not None
-            ):
-                if not self._may_run(job, now):
-                    continue
-                assert job.task is not None
-                task = job.task
+                or header.expires is not None
+                or header.slot is not None
+                or revoked
+            ) and not self._may_run(job, now):
+                continue
+            assert task is not None
             if task.ack == "early":
                 early.append(job)
             elif delivery.lost:
                 suspects.append(job)
             else:
                 (coroutines if task.is_async else plain).append(job)
+        for job in self._look(steps) if steps else ():
+            assert job.task is not None
+            if job.task.ack == "early":
+                early.append(job)
+            elif job.delivery.lost:
+                suspects.append(job)
+            else:
+                (coroutines if job.task.is_async else plain).append(job)
         if early:
             for job in self._settlements.ack_early(early):
                 assert job.task is not None
                 (coroutines if job.task.is_async else plain).append(job)
         return Admitted(plain, coroutines, suspects)
 
-    def _look(self, steps: list[Job]) -> set[Job]:
-        """Find the built-in tasks among the steps of workflows; returns those not to run."""
+    def _look(self, steps: list[Job]) -> list[Job]:
+        """Of steps of workflows those that may run."""
         from taskline.workflows import builtin
 
+        self._settlements.has_steps = True
         for job in steps:
             assert job.header is not None
             if job.task is None:
@@ -140,7 +139,17 @@ class Admission:
                 if name not in self._builtin and name in builtin.NAMES:
                     self._builtin[name] = builtin.find(self._app, name)
                 job.task = self._builtin.get(name)
-        return set() if self._flows is None else self._flows.ended(steps)
+        self._settlements.held.update((job.delivery, job) for job in steps)
+        try:
+            ended = set() if self._flows is None else self._flows.ended(steps)
+        except TransportError as error:
+            log.warning("%d steps of workflows are handed back: %s", len(steps), error)
+            self._settlements.give_back(steps, ASK_AGAIN)
+            return []
+        for job in ended:
+            self._settlements.add(job)
+        now = self._app.clock.time()
+        return [job for job in steps if job not in ended and self._may_run(job, now)]
 
     def _may_run(self, job: Job, now: float) -> bool:
         """False, with a verdict that is carried out, for what must not run."""

@@ -59,6 +59,22 @@ class _NotNow(Exception):
     """The backend could not be reached, for the reason given as the cause."""
 
 
+class StepState:
+    """What is known of a step of a workflow on its way through this process."""
+
+    __slots__ = ("advanced", "ended", "known", "outranked")
+
+    def __init__(self, known: dict[str, Outcome]) -> None:
+        self.known = known
+        """Results that it takes, as far as they are at hand."""
+        self.ended: Outcome | None = None
+        """The outcome it had before this handing-over."""
+        self.advanced = False
+        """What follows from it has been started."""
+        self.outranked = False
+        """A later run has stored its outcome already."""
+
+
 class Job:
     """A delivery on its way through this process.
 
@@ -70,29 +86,26 @@ class Job:
 
     __slots__ = (
         "abandoned",
-        "advanced",
         "body",
         "deadline",
         "delay",
         "delivery",
         "early",
         "emits",
-        "ended",
         "events",
         "finished",
         "header",
         "interrupted",
-        "known",
         "letter",
         "lost",
         "marked",
         "outcome",
-        "outranked",
         "reported",
         "request",
         "revoked",
         "soft_deadline",
         "started",
+        "step",
         "stored",
         "successor",
         "task",
@@ -121,14 +134,8 @@ class Job:
         self.successor: Message | None = None
         self.letter: DeadLetter | None = None
         self.delay = 0.0
-        self.known: dict[str, Outcome] = {}
-        """Of a step of a workflow: results that it takes, as far as they are at hand."""
-        self.ended: Outcome | None = None
-        """Of such a step: the outcome it had before this handing-over."""
-        self.advanced = False
-        """What follows from it in its workflow has been started."""
-        self.outranked = False
-        """A later run has stored its outcome already."""
+        self.step: StepState | None = None
+        """Set for a step of a workflow."""
         self.emits: list[Message] | None = None
         """What the task sends by its end, until it is sent."""
         self.early = False
@@ -175,6 +182,7 @@ class Job:
         self.abandoned = True
         twin = Job(self.delivery, self.header, self.body, self.task)
         twin.request = self.request
+        twin.step = self.step
         twin.started = self.started
         twin.early = self.early
         twin.interrupted = self.interrupted
@@ -292,8 +300,9 @@ class Runner:
         assert task is not None
         assert header is not None
         assert header.flow is not None
+        known = {} if job.step is None else job.step.known
         try:
-            return completed(self._app, task, header.flow, args, kwargs, job.known)
+            return completed(self._app, task, header.flow, args, kwargs, known)
         except TransportError as error:
             raise _NotNow from error
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from taskline.errors import SerializationError, TransportError
 from taskline.failures import encode_error
 from taskline.message import FAILURE, FINAL_STATES, SUCCESS, Outcome
-from taskline.worker.execute import ACK, BURY, Job
-from taskline.workflows.advance import Ended, Engine
+from taskline.worker.execute import ACK, BURY, Job, StepState
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
     from taskline.backends.base import Backend
     from taskline.transports.base import Transport
+    from taskline.workflows.advance import Ended, Engine
 
 log = logging.getLogger("taskline.worker")
 
@@ -30,8 +30,18 @@ class Flows:
     def __init__(self, app: Taskline, transport: Transport, backend: Backend) -> None:
         self._app = app
         self._backend = backend
-        self._engine = Engine(app, backend, transport.send)
+        self._transport = transport
+        self._made: Engine | None = None
         self._claims = not transport.capabilities.idempotent
+
+    @property
+    def _engine(self) -> Engine:
+        """Made, and its room imported, when the first step of a workflow has ended."""
+        if self._made is None:
+            from taskline.workflows.advance import Engine
+
+            self._made = Engine(self._app, self._backend, self._transport.send)
+        return self._made
 
     def ended(self, jobs: Collection[Job]) -> set[Job]:
         """Which of these steps have ended already, or are another message's to run.
@@ -47,14 +57,14 @@ class Flows:
         found = self._backend.fetch(wanted)
         ended = set()
         for job in jobs:
-            job.known = found
+            state = job.step = StepState(found)
             outcome = found.get(job.delivery.id)
             if outcome is not None and _is_end(outcome, job):
-                job.ended = outcome
+                state.ended = outcome
             elif not self._claims or self._claim(job):
                 continue
             else:
-                job.advanced = True  # by the other copy, when it ends
+                state.advanced = True  # by the other copy, when it ends
             job.verdict = ACK
             ended.add(job)
         return ended
@@ -73,7 +83,9 @@ class Flows:
     def advance(self, jobs: Sequence[Job]) -> None:
         """Start what follows from the ends of these steps; raises `TransportError`."""
         try:
-            self._engine.advance([_end_of(job) for job in jobs if not job.outranked])
+            self._engine.advance(
+                [_end_of(job) for job in jobs if job.step and not job.step.outranked]
+            )
         except TransportError:
             raise
         except Exception as error:
@@ -113,10 +125,12 @@ def _is_end(outcome: Outcome, job: Job) -> bool:
 
 
 def _end_of(job: Job) -> Ended:
+    from taskline.workflows.advance import Ended
+
     header = job.header
     assert header is not None
     assert header.flow is not None
-    outcome = job.ended or job.outcome
+    outcome = (job.step and job.step.ended) or job.outcome
     if outcome is not None:
         state = outcome.state
     else:

@@ -38,6 +38,8 @@ class Settlements:
         self._transport = transport
         self._backend = backend
         self._flows = flows
+        self.has_steps = False
+        """Whether there were steps of workflows so far: most workers never see one."""
         self.shared = backend is not None and transport.shares(backend)
         """Whether transport and backend are one store."""
         self.held: dict[Delivery, Job] = {}
@@ -186,7 +188,8 @@ class Settlements:
             refused = {id(outcome) for outcome in self._backend.store(outcomes)}
             for job in fresh:
                 job.stored = True
-                job.outranked = id(job.outcome) in refused
+                if job.step is not None:
+                    job.step.outranked = id(job.outcome) in refused
 
     def _emit(self, jobs: list[Job]) -> None:
         """Send what tasks have emitted, whose outcomes are stored first."""
@@ -220,16 +223,15 @@ class Settlements:
 
     def _advance(self, jobs: list[Job]) -> None:
         """Start what follows from the ends of steps of workflows, which are stored first."""
-        steps = [
-            job
-            for job in jobs
-            if job.header is not None and job.header.flow is not None and not job.advanced
-        ]
+        if not self.has_steps:
+            return
+        steps = [job for job in jobs if job.step is not None and not job.step.advanced]
         if steps and self._flows is not None:
             self._store(steps)
             self._flows.advance(steps)
             for job in steps:
-                job.advanced = True
+                if job.step is not None:
+                    job.step.advanced = True
 
     def _settled(self, verdict: str, jobs: list[Job], lost: list[Delivery]) -> None:
         pop = self.held.pop

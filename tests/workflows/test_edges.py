@@ -196,6 +196,25 @@ def test_a_backend_that_is_away_as_results_are_read_hands_the_step_back(
     assert app.AsyncResult(f"{result.id}-1").info["deliveries"] == 2
 
 
+def test_a_backend_that_is_away_as_steps_arrive_hands_them_back(
+    app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = chain(app.tasks["add"].s(1), app.tasks["add"].s(1)).delay()
+    monkeypatch.setattr("taskline.worker.admit.ASK_AGAIN", 0.0)
+    hand = Hand(app)
+    real, failures = hand.backend.fetch, iter([1, 1])
+
+    def fetch(ids: Any) -> Any:
+        if next(failures, None):
+            raise BackendError("the cable is cut")
+        return real(ids)
+
+    hand.backend.fetch = fetch  # type: ignore[method-assign,union-attr]
+    hand.work()
+    assert result.get(timeout=1) == 3
+    assert app.AsyncResult(f"{result.id}-0").info["deliveries"] == 3
+
+
 def test_a_successor_that_cannot_be_sent_ends_the_workflow(
     app: Taskline, caplog: pytest.LogCaptureFixture
 ) -> None:

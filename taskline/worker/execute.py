@@ -62,7 +62,7 @@ class _NotNow(Exception):
 class StepState:
     """What is known of a step of a workflow on its way through this process."""
 
-    __slots__ = ("advanced", "ended", "known", "outranked")
+    __slots__ = ("advanced", "ended", "known")
 
     def __init__(self, known: dict[str, Outcome]) -> None:
         self.known = known
@@ -71,8 +71,6 @@ class StepState:
         """The outcome it had before this handing-over."""
         self.advanced = False
         """What follows from it has been started."""
-        self.outranked = False
-        """A later run has stored its outcome already."""
 
 
 class Job:
@@ -100,6 +98,7 @@ class Job:
         "lost",
         "marked",
         "outcome",
+        "outranked",
         "reported",
         "request",
         "revoked",
@@ -136,6 +135,8 @@ class Job:
         self.delay = 0.0
         self.step: StepState | None = None
         """Set for a step of a workflow."""
+        self.outranked = False
+        """A later run has stored its outcome already."""
         self.emits: list[Message] | None = None
         """What the task sends by its end, until it is sent."""
         self.early = False

@@ -83,9 +83,7 @@ class Flows:
     def advance(self, jobs: Sequence[Job]) -> None:
         """Start what follows from the ends of these steps; raises `TransportError`."""
         try:
-            self._engine.advance(
-                [_end_of(job) for job in jobs if job.step and not job.step.outranked]
-            )
+            self._engine.advance([_end_of(job) for job in jobs if not job.outranked])
         except TransportError:
             raise
         except Exception as error:

@@ -188,8 +188,7 @@ class Settlements:
             refused = {id(outcome) for outcome in self._backend.store(outcomes)}
             for job in fresh:
                 job.stored = True
-                if job.step is not None:
-                    job.step.outranked = id(job.outcome) in refused
+                job.outranked = id(job.outcome) in refused
 
     def _emit(self, jobs: list[Job]) -> None:
         """Send what tasks have emitted, whose outcomes are stored first."""

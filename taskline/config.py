@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -16,6 +16,19 @@ ENVIRONMENT_PREFIX = "TASKLINE_"
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+LogEvent = Literal["started", "succeeded", "retried", "failed", "revoked", "expired"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+LOG_LEVELS: dict[LogEvent, LogLevel] = {
+    "started": "DEBUG",
+    "succeeded": "DEBUG",
+    "retried": "WARNING",
+    "failed": "ERROR",
+    "revoked": "INFO",
+    "expired": "INFO",
+}
+"""Where the setting `log_levels` says nothing: at INFO, no line for a task that goes well."""
 
 
 class Settings(msgspec.Struct, kw_only=True):
@@ -59,6 +72,8 @@ class Settings(msgspec.Struct, kw_only=True):
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     eager: bool = False
     """Run tasks inside `delay()`, here and now."""
+    log_levels: dict[LogEvent, LogLevel] = {}
+    """At which levels the logger `taskline.worker` has its line for an event of a task's life."""
     include: list[str] = []
     """Modules that workers import."""
     queues: dict[str, dict[str, Any]] = {}
@@ -73,7 +88,9 @@ class Settings(msgspec.Struct, kw_only=True):
 NAMES = Settings.__struct_fields__
 _TYPES = get_type_hints(Settings, include_extras=True)
 _LISTS = frozenset(name for name in NAMES if _TYPES[name] == list[str])
-_STRUCTURED = frozenset({"broker", "backend", "retry", "queues", "connectors", "profiles"})
+_STRUCTURED = frozenset(
+    {"broker", "backend", "retry", "queues", "connectors", "profiles", "log_levels"}
+)
 _CONFIDENTIAL = frozenset(
     {"broker", "backend", "signing_key", "verify_keys", "queues", "connectors", "profiles"}
 )

@@ -199,3 +199,28 @@ class _CurrentTask:
 
 current_task = cast(Request, _CurrentTask())
 """The running task's `Request`. False in a condition when no task runs here."""
+
+
+def mark_log_records() -> None:
+    """Let every log record of a running task bear `task_id`, `task_name` and `task_attempt`.
+
+    All handlers and formatters see them, whoever made them. Outside of a task records
+    have none of these. May be called again.
+    """
+    import logging
+
+    make = logging.getLogRecordFactory()
+    if getattr(make, "marks_tasks", False):
+        return
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        request = _request.get()
+        if request is not None:
+            record.task_id = request.id
+            record.task_name = request.name
+            record.task_attempt = request.attempt
+        return record
+
+    factory.marks_tasks = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(factory)

@@ -117,6 +117,9 @@ def describe(app: Taskline, letter: DeadLetter) -> dict[str, Any]:
     except SerializationError as error:
         known["unreadable"] = str(error)
         return known
+    task = app.tasks.get(header.task)
+    if task is not None:
+        args, kwargs = task.signature.redacted(args, kwargs)
     known.update(
         task=header.task,
         args=list(args),

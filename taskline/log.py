@@ -13,10 +13,18 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class Formatter(logging.Formatter):
-    """`2026-01-31 12:00:00.123 INFO     taskline.worker: message`, in local time."""
+    """`2026-01-31 12:00:00.123 INFO     taskline.worker: message`, in local time.
+
+    What a running task logs has its name and id before the message.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        if hasattr(record, "task_id"):
+            record.message = f"[{record.task_name} {record.task_id}] {record.message}"  # type: ignore[attr-defined]
+        return super().formatMessage(record)
 
     def formatTime(  # noqa: N802
         self, record: logging.LogRecord, datefmt: str | None = None

@@ -18,6 +18,17 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
+class Secret:
+    """Marks a parameter whose values are never shown: `password: Annotated[str, Secret]`.
+
+    They still travel, and are stored, as all others.
+    """
+
+
+HIDDEN = "***"
+"""What is shown in place of a secret."""
+
+
 class TaskSignature:
     """The parameters of a function and their types; with `bind`, without the first.
 
@@ -55,10 +66,12 @@ class TaskSignature:
         self._star: Conversion | None = None
         self._star_name = ""
         self._star_star: Conversion | None = None
+        self._star_star_name = ""
         self._returns: Conversion | None = None
         self.is_generator = False
         self._yields: Conversion | None = None
         """Of the items of a generator."""
+        self._secrets: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         """`(order_id: int, to: str, *, copy: bool = False) -> str`"""
@@ -136,6 +149,38 @@ class TaskSignature:
         if len(args) > self._most and self._star is not None:
             return self._convert_slowly(args, kwargs)
         return args, kwargs
+
+    def redacted(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of a call as people may see them: without those marked as `Secret`."""
+        if not self._resolved:
+            self._resolve()
+        if not self._secrets:
+            return list(args), dict(kwargs)
+        names = [*self._names, *[self._star_name] * (len(args) - self._most)]
+        return (
+            [
+                HIDDEN if name in self._secrets else value
+                for name, value in zip(names, args)  # noqa: B905
+            ],
+            {name: HIDDEN if self._is_secret(name) else value for name, value in kwargs.items()},
+        )
+
+    def shown(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The arguments of a call in one line of a log, redacted: `42, to='ann'`."""
+        args, kwargs = self.redacted(args, kwargs)
+        parts = [_line(repr(value), 80) for value in args]
+        parts += [f"{name}={_line(repr(value), 80)}" for name, value in kwargs.items()]
+        return _line(", ".join(parts), 300)
+
+    def _is_secret(self, name: str) -> bool:
+        """Whether the values of this name, as `_pairs` gives it, are secret."""
+        return name in self._secrets or (
+            name not in self._by_name
+            and not name.startswith("*")
+            and self._star_star_name in self._secrets
+        )
 
     def convert_result(self, value: Any) -> Any:
         """A result off the wire as the return annotation declares it.
@@ -216,6 +261,10 @@ class TaskSignature:
         return found
 
     def _refuse(self, name: str, value: Any, error: Exception) -> NoReturn:
+        if self._is_secret(name):
+            raise InvalidArguments(
+                f"{self.name}{self}: {name} = {HIDDEN}: it does not fit"
+            ) from None
         try:
             shown = _line(repr(value), 80)
         except Exception:
@@ -233,6 +282,11 @@ class TaskSignature:
             hints["yield"], hints["return"] = _of_generator(hints["return"])
         parameters = self.signature.parameters
         found: dict[str, Conversion | None] = {}
+        self._secrets = frozenset(
+            _as_in_call(parameter)
+            for name, parameter in parameters.items()
+            if _is_marked(hints.get(name, parameter.annotation))
+        )
         for name in [*parameters, "return", "yield"]:  # which no parameter can be called
             hint = hints.get(name, Any)
             if name in parameters and parameters[name].default is None:
@@ -247,7 +301,7 @@ class TaskSignature:
             if parameter.kind is Parameter.VAR_POSITIONAL:
                 self._star, self._star_name = found[name], f"*{name}"
             elif parameter.kind is Parameter.VAR_KEYWORD:
-                self._star_star = found[name]
+                self._star_star, self._star_star_name = found[name], f"**{name}"
             elif parameter.kind is not Parameter.POSITIONAL_ONLY:
                 self._by_name[name] = found[name]
         self._positional = [found[name] for name in self._names]
@@ -329,6 +383,20 @@ def hints_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Ex
             except Exception as error:
                 problems[name] = error
         return hints, problems
+
+
+def _as_in_call(parameter: Parameter) -> str:
+    """The parameter's name with its stars."""
+    stars: dict[Any, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+    return stars.get(parameter.kind, "") + parameter.name
+
+
+def _is_marked(hint: Any) -> bool:
+    """Whether a hint is `Annotated[..., Secret]`, or says so and cannot be resolved."""
+    if isinstance(hint, str):
+        return "Secret" in hint
+    notes = getattr(hint, "__metadata__", ())
+    return any(each is Secret or isinstance(each, Secret) for each in notes)
 
 
 def _as_written(annotation: Any) -> Any:

@@ -35,7 +35,7 @@ from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import ConfigurationError, InvalidArguments, SerializationError
 from taskline.message import Header
-from taskline.signature import TaskSignature
+from taskline.signature import Secret, TaskSignature
 
 CODEC = Codec(Settings(accept=["json", "msgpack", "pickle"], signing_key="k"))
 UTC = timezone.utc
@@ -647,3 +647,59 @@ def test_async_functions() -> None:
     signature = TaskSignature(task)
     assert signature.convert([NOW.isoformat()], {}) == ([NOW], {})
     assert signature.convert_result(NOW.isoformat()) == NOW
+
+
+# Secrets
+
+
+def _login(
+    user: str, password: Annotated[str, Secret], *codes: Annotated[int, Secret()]
+) -> None: ...
+
+
+def _hide(user: str, **rest: Annotated[int, Secret]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "shown"),
+    [
+        (_login, ("ann", "hunter2"), {}, "'ann', '***'"),
+        (_login, ("ann",), {"password": "hunter2"}, "'ann', password='***'"),
+        (_login, ("ann", "hunter2", 17, 18), {}, "'ann', '***', '***', '***'"),
+        (_hide, ("ann",), {"pin": 1234}, "'ann', pin='***'"),
+        (_hide, (), {"user": "ann", "pin": 1234}, "user='ann', pin='***'"),
+    ],
+)
+def test_secrets_are_not_shown(function: Any, args: Any, kwargs: Any, shown: str) -> None:
+    assert TaskSignature(function).shown(args, kwargs) == shown
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs"),
+    [
+        (_login, ("ann", 4711), {}),
+        (_login, ("ann",), {"password": 4711}),
+        (_login, ("ann", "x", "4711x"), {}),
+        (_hide, ("ann",), {"pin": "4711x"}),
+    ],
+)
+def test_errors_do_not_show_secrets(function: Any, args: Any, kwargs: Any) -> None:
+    signature = TaskSignature(function)
+    for refuse in (signature.check, signature.convert):
+        with pytest.raises(InvalidArguments, match=r"= \*\*\*: it does not fit") as error:
+            refuse(args, kwargs)
+        assert "4711" not in str(error.value)
+
+
+def test_a_secret_is_converted_like_any_other_value() -> None:
+    def at(when: Annotated[datetime, Secret]) -> None: ...
+
+    args, _ = TaskSignature(at).convert(["2026-01-31T12:00:00+00:00"], {})
+    assert args[0] == datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
+
+
+def test_a_mark_that_cannot_be_resolved_hides_all_the_same() -> None:
+    def log_in(user: str, password: str) -> None: ...
+
+    log_in.__annotations__["password"] = "Annotated[Nowhere, Secret]"
+    assert TaskSignature(log_in).shown(["ann", "hunter2"], {}) == "'ann', '***'"

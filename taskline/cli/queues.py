@@ -187,7 +187,11 @@ def _read(app: Taskline, stored: StoredMessage) -> dict[str, Any]:
             "sent": header.sent,
             "expires": header.expires,
         }
-        content["args"], content["kwargs"] = app.codec.loads(header, body)
+        args, kwargs = app.codec.arguments(header, body)
+        task = app.tasks.get(header.task)
+        if task is not None:
+            args, kwargs = task.signature.redacted(args, kwargs)
+        content["args"], content["kwargs"] = list(args), kwargs
     except TasklineError as error:
         content["error"] = str(error)
     return content

@@ -14,6 +14,7 @@ import msgspec
 
 from taskline import context, outcomes
 from taskline.app import Taskline
+from taskline.config import LOG_LEVELS, LogEvent
 from taskline.emitting import Emitted, messages
 from taskline.errors import (
     ConfigurationError,
@@ -214,6 +215,10 @@ class Runner:
         self.largest = 2**62
         """Bytes of the largest outcome that the backend takes."""
         self._models = app.queues.models
+        levels = {**LOG_LEVELS, **app.settings.log_levels}
+        self._levels = {event: logging.getLevelName(level) for event, level in levels.items()}
+        self._level_of_start = self._levels["started"]
+        self._level_of_success = self._levels["succeeded"]
 
     def may_begin(self, job: Job, now: float) -> bool:
         """False, with a verdict, for a job that was revoked or has expired while it waited."""
@@ -239,6 +244,8 @@ class Runner:
             if header.queue in self._models:
                 args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
+            if log.isEnabledFor(self._level_of_start):
+                self._log_start(task, header, args, kwargs)
             token = context.activate(self._request(job, header))
             try:
                 if task.hooks is not None:
@@ -273,6 +280,8 @@ class Runner:
             if header.queue in self._models:
                 args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
+            if log.isEnabledFor(self._level_of_start):
+                self._log_start(task, header, args, kwargs)
             token = context.activate(self._request(job, header))
             try:
                 if task.hooks is not None:
@@ -359,6 +368,9 @@ class Runner:
                 self.bury(job, refused, str(refused))
                 return
         job.verdict = ACK
+        if log.isEnabledFor(self._level_of_success):
+            took = now - job.started
+            self._log("succeeded", "task %s[%s] succeeded in %.3f s", task.name, header.id, took)
         if task.hooks is not None:
             self._note(job, "success", job.request, value)
 
@@ -403,10 +415,12 @@ class Runner:
 
     def revoked(self, job: Job) -> None:
         """The task was revoked: before it ran, or while it did."""
+        self._log("revoked", "task %s[%s] was revoked", *_named(job))
         self._end(job, REVOKED)
 
     def expired(self, job: Job) -> None:
         """The message was received after its `expires`."""
+        self._log("expired", "task %s[%s] expired before it could start", *_named(job))
         self._end(job, EXPIRED)
 
     def showing(self, job: Job) -> Outcome | None:
@@ -435,7 +449,8 @@ class Runner:
         known = self._known(job)
         ran = job.request is not None
         trace = user_traceback(error.__traceback__)
-        log.error(
+        self._log(
+            "failed",
             "task %s[%s] failed for good: %s",
             header.task or "?",
             delivery.id,
@@ -459,6 +474,16 @@ class Runner:
             self._note(job, "failure", job.request, error)
         self._note(job, "dead_letter", job.letter)
         job.verdict = BURY
+
+    def _log_start(
+        self, task: Task[..., Any], header: Header, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> None:
+        shown = task.signature.shown(args, kwargs)
+        self._log("started", "task %s[%s] started: (%s)", task.name, header.id, shown)
+
+    def _log(self, event: LogEvent, line: str, *args: Any, exc_info: Any = None) -> None:
+        """One line for an event of a task's life, at the level that the settings give it."""
+        log.log(self._levels[event], line, *args, exc_info=exc_info)
 
     def _end(self, job: Job, state: str) -> None:
         header = job.header
@@ -490,7 +515,8 @@ class Runner:
         except SerializationError as refused:
             self.bury(job, error, f"{error_line(error)}; it cannot be tried again: {refused}")
             return
-        log.warning(
+        self._log(
+            "retried",
             "task %s[%s] attempt %d: %s; next attempt in %.1f s",
             header.task,
             header.id,
@@ -560,3 +586,7 @@ class Runner:
         if request is not None and request.reported is not None:
             known["progress"] = request.reported
         return known
+
+
+def _named(job: Job) -> tuple[str, str]:
+    return job.header.task if job.header is not None else "?", job.delivery.id

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from taskline.app import Taskline
+from taskline.context import mark_log_records
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included
 from taskline.worker import lifetime
@@ -57,6 +58,7 @@ class Worker:
     ) -> None:
         options = options or WorkerOptions()
         lifetime.check(options)
+        mark_log_records()
         import_included(app)
         settings = app.settings
         self.app = app

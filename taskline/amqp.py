@@ -7,6 +7,7 @@ in front of it.
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
@@ -25,6 +26,22 @@ class Envelope(msgspec.Struct):
     content_encoding: str = ""
     properties: dict[str, Any] = {}
     """`correlation_id`, `reply_to`, …."""
+
+
+def moment(value: object) -> float | None:
+    """Unix seconds of a time as Celery writes it, ISO 8601; None for none.
+
+    Raises `ValueError`. A time without a zone is UTC, as in Celery.
+    """
+    if value is None or value == "":
+        return None
+    text = str(value)
+    if text.endswith("Z"):  # Python 3.10 does not read it
+        text = text[:-1] + "+00:00"
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=timezone.utc)
+    return found.timestamp()
 
 
 class _Wrapped(msgspec.Struct):

@@ -179,7 +179,7 @@ class Taskline:
         self.clock = clock
         # The system's clock is asked without a call of ours: every delay() asks it.
         self.now: Callable[[], float] = time.time if type(clock) is Clock else clock.time
-        self.codec = Codec(settings)
+        self.codec = _codec(settings)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.periodics: dict[str, tuple[Schedule, Task[..., Any]]] = {}
         """The schedules that the code declares, by name, each with its task."""
@@ -501,6 +501,14 @@ class Taskline:
 
     def __repr__(self) -> str:
         return f"<Taskline {self.name}: {len(self.tasks)} tasks>"
+
+
+def _codec(settings: config.Settings) -> Codec:
+    if settings.protocol == "celery":
+        from taskline.celery_messages import CeleryCodec
+
+        return CeleryCodec(settings)
+    return Codec(settings)
 
 
 def _call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, kw_only=True):
     """Where outcomes are kept, in the forms of `broker`; None keeps no results."""
     queue: str = "default"
     """The queue of tasks that name none."""
+    protocol: Literal["taskline", "celery"] = "taskline"
+    """What messages and outcomes look like; `celery` as Celery's clients and workers have them."""
     serializer: str = "json"
     """What bodies are written in."""
     accept: list[str] = msgspec.field(default_factory=lambda: ["json", "msgpack"])

@@ -13,6 +13,7 @@ from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.config import Settings
 from taskline.queueing import HOME, Queues
+from taskline.registry import Spec
 from taskline.transports import open_transport
 from taskline.transports.base import Transport
 from taskline.waiters import Waiters
@@ -79,14 +80,17 @@ class Connections:
         """A further connection to the broker, or to those of the served queues."""
         queues, clock = self._queues, self._clock
         if not queues.routed:
-            return open_transport(queues.connectors[HOME], clock=clock)
+            return self._open(queues.connectors[HOME])
         from taskline.transports.routed import RoutedTransport
 
-        connectors = {
-            key: partial(open_transport, spec, clock=clock)
-            for key, spec in queues.connectors.items()
-        }
+        connectors = {key: partial(self._open, spec) for key, spec in queues.connectors.items()}
         return RoutedTransport(connectors, queues.routes, clock, served)
+
+    def _open(self, spec: Spec) -> Transport:
+        opened = open_transport(spec, clock=self._clock)
+        if self._settings.protocol != "taskline":
+            opened.speak(self._settings.protocol)
+        return opened
 
     def new_backend(self) -> Backend | None:
         """A further connection to the result backend."""

@@ -13,6 +13,8 @@ BACKENDS: Registry[Backend] = Registry(
     "taskline.backends",
     Backend,
     {
+        "celery+redis": Kind("taskline.backends.celery:CeleryRedisBackend"),
+        "celery+rediss": Kind("taskline.backends.celery:CeleryRedisBackend"),
         "memory": Kind("taskline.backends.memory:MemoryBackend"),
         "mongodb": Kind("taskline.backends.mongodb:MongoBackend", "mongo"),
         "mongodb+srv": Kind("taskline.backends.mongodb:MongoBackend", "mongo"),

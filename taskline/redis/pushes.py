@@ -17,6 +17,8 @@ FORGET_ABOVE = 100
 class Pushes:
     """One thread at a time. Speaks RESP3, in which pushes and answers share a connection."""
 
+    subscribe, unsubscribe, message = "SSUBSCRIBE", "SUNSUBSCRIBE", b"smessage"
+
     def __init__(self, node: Node) -> None:
         self._node = node
         self._connection: Connection | None = None
@@ -76,12 +78,12 @@ class Pushes:
         commands = []
         stale = self._subscribed.difference(keys)
         if len(stale) > FORGET_ABOVE:
-            commands.append(pack(["SUNSUBSCRIBE", *stale]))
+            commands.append(pack([self.unsubscribe, *stale]))
             self._subscribed -= stale
         new = [key for key in keys if key not in self._subscribed]
         for first in range(0, len(new), BATCH):
             some = new[first : first + BATCH]
-            commands.append(pack(["SSUBSCRIBE", *some]))
+            commands.append(pack([self.subscribe, *some]))
             self._subscribed.update(some)
         return b"".join(commands)
 
@@ -93,7 +95,7 @@ class Pushes:
 
     def _take(self, push: Reply) -> None:
         """Keep what a message brought; confirmations of subscriptions tell nothing new."""
-        if push[0] == b"smessage":
+        if push[0] == self.message:
             self._arrived[push[1]] = push[2]
 
     def watching(self) -> int | None:

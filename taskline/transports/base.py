@@ -159,6 +159,16 @@ class Transport(ABC):
         are stored in the same step, each only if its delivery (same id) was held.
         """
 
+    def speak(self, protocol: str) -> None:
+        """Carry messages as this protocol has them (the setting `protocol`); called before use.
+
+        Raises `ConfigurationError` where that cannot be.
+        """
+        raise ConfigurationError(
+            f"protocol={protocol!r} needs a broker that Celery uses too, such as"
+            f" kombu+amqp://… or kombu+redis://…, not {self.scheme}"
+        )
+
     def shares(self, backend: Backend) -> bool:
         """Whether `ack` can store outcomes for this backend in the same step."""
         return False

@@ -32,8 +32,9 @@ class Location(msgspec.Struct, frozen=True):
     """Begins the names of all queues at the broker."""
     queue_type: str = "classic"
     """RabbitMQ's: `classic` or `quorum`."""
-    priorities: int = 10
-    """`x-max-priority` of RabbitMQ's classic queues; 0 makes queues without priorities."""
+    priorities: int | None = None
+    """`x-max-priority` of RabbitMQ's classic queues; 0 makes queues without priorities. None is
+    10, or 0 where Celery's protocol is spoken: so Celery declares its queues."""
     heartbeat: float = HEARTBEAT
     timeout: float = 5.0
     """For a connection, for an answer, and for all tries of one send."""
@@ -106,7 +107,7 @@ def _checked(found: Location) -> Location:
         raise ConfigurationError(
             f"kombu option queue_type={found.queue_type!r}: choose classic or quorum"
         )
-    if not 0 <= found.priorities <= 255:
+    if found.priorities is not None and not 0 <= found.priorities <= 255:
         raise ConfigurationError(f"kombu option priorities={found.priorities}: 0 to 255")
     if found.timeout <= 0 or found.heartbeat < 0:
         raise ConfigurationError("kombu options timeout and heartbeat are seconds, more than 0")

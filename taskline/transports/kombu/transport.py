@@ -17,6 +17,8 @@ from hashlib import sha256
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import msgspec
+
 from taskline import amqp as wrapped
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import TransportError
@@ -64,10 +66,12 @@ class KombuTransport(Transport):
 
     def __init__(self, location: Location, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(clock)
-        self.location = location
+        self._given = location
+        self.location = _settled(location, 10)
+        self._speaks_celery = False
         self._kind = str(location.connection().transport.driver_type)
         self.is_amqp = self._kind == "amqp"
-        self.capabilities = _capabilities(self._kind, location)
+        self.capabilities = _capabilities(self._kind, self.location)
         self._idle: deque[Link] = deque()
         self._receiver: Link | None = None
         self._held: dict[Any, Held] = {}
@@ -82,6 +86,12 @@ class KombuTransport(Transport):
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
         """A URL, or a mapping with `url`; see `taskline.transports.kombu.location.locate`."""
         return cls(locate(spec), clock)
+
+    def speak(self, protocol: str) -> None:
+        """Celery's messages have headers and properties beside their bodies: kombu carries them."""
+        self._speaks_celery = protocol == "celery"
+        self.location = _settled(self._given, 0 if self._speaks_celery else 10)
+        self.capabilities = _capabilities(self._kind, self.location)
 
     # Links
 
@@ -185,6 +195,9 @@ class KombuTransport(Transport):
         if not frame.startswith(wrapped.MARK):
             return Parcel(queue, frame, headers, priority, max(0.0, delay))
         envelope, body = wrapped.unwrap(frame)
+        if not self.is_amqp:
+            # Nobody but Taskline's workers would fetch it from where it waits.
+            delay = 0.0
         return Parcel(
             queue,
             body,
@@ -193,7 +206,7 @@ class KombuTransport(Transport):
             max(0.0, delay),
             envelope.content_type,
             envelope.content_encoding,
-            envelope.properties,
+            {key: each for key, each in envelope.properties.items() if key in KEPT},
         )
 
     def _priority(self, priority: int) -> int | None:
@@ -268,7 +281,7 @@ class KombuTransport(Transport):
         for each in taken:
             headers = each.headers
             before, lost = int(headers.get(DELIVERIES, 0)), int(headers.get(LOST, 0))
-            early = float(headers.get(DUE, 0.0)) - self.clock.time()
+            early = _due(headers) - self.clock.time()
             if each.redelivered and not each.counted:
                 # That it was handed over before is all that the broker tells: we count.
                 again.append((each, self._again(each, before + 1, lost + 1, first=True)))
@@ -277,10 +290,11 @@ class KombuTransport(Transport):
             elif len(deliveries) >= limit:
                 again.append((each, self._again(each, before, lost, first=True)))
             else:
-                named, frame = _message(each)
+                queue = each.queue.removeprefix(self.location.prefix)
+                named, frame = _message(each, queue)
                 delivery = Delivery(
                     named,
-                    each.queue.removeprefix(self.location.prefix),
+                    queue,
                     frame,
                     before + each.redelivered + 1,
                     lost + each.redelivered,
@@ -509,13 +523,21 @@ class KombuTransport(Transport):
             link.close()
 
 
-def _message(taken: Taken) -> tuple[str, bytes]:
+def _settled(location: Location, priorities: int) -> Location:
+    """The location with its number of priorities."""
+    if location.priorities is not None:
+        return location
+    return msgspec.structs.replace(location, priorities=priorities)
+
+
+def _message(taken: Taken, queue: str) -> tuple[str, bytes]:
     """The id and the frame of a message, wrapped if it is not Taskline's own."""
     headers = taken.headers
     if taken.content_type == OWN:
         return str(headers.get(ID) or ""), taken.body
     theirs = {key: value for key, value in headers.items() if not key.startswith("taskline-")}
     properties = {key: taken.properties[key] for key in KEPT if taken.properties.get(key)}
+    properties["queue"] = queue
     envelope = wrapped.Envelope(theirs, taken.content_type, taken.content_encoding, properties)
     found = headers.get("id") or headers.get(ID) or properties.get("correlation_id")
     known = str(found or "unknown-" + sha256(taken.body).hexdigest()[:32])
@@ -536,12 +558,22 @@ def _capabilities(kind: str, location: Location) -> Capabilities:
         leases=False,
     )
     if kind == "amqp":
-        priority = location.queue_type == "classic" and location.priorities >= DEFAULT_PRIORITY
+        priority = (
+            location.queue_type == "classic" and (location.priorities or 0) >= DEFAULT_PRIORITY
+        )
         return _with(none, fencing=True, blocking=True, durable=True, priority=priority)
     return _with(none, durable=kind in ("redis", "sqs"))
 
 
-def _with(capabilities: Capabilities, **changes: bool) -> Capabilities:
-    import msgspec
+def _due(headers: dict[str, Any]) -> float:
+    """When a message is due, Unix seconds; by Taskline's header, or by Celery's."""
+    if DUE in headers:
+        return float(headers[DUE])
+    if "eta" in headers and ID not in headers:
+        with contextlib.suppress(ValueError):
+            return wrapped.moment(headers["eta"]) or 0.0
+    return 0.0
 
+
+def _with(capabilities: Capabilities, **changes: bool) -> Capabilities:
     return msgspec.structs.replace(capabilities, **changes)

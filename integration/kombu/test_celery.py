@@ -1,0 +1,205 @@
+"""Celery's real package on one side, Taskline on the other, both ways, with processes of each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.servers.redis import RedisServer
+from taskline import Taskline
+from taskline.clock import SYSTEM_CLOCK
+from taskline.errors import ConfigurationError, TaskRevoked
+
+celery = pytest.importorskip("celery")
+
+BOUND = 60.0
+
+
+class Site:
+    """One broker and one store of results, with a queue of the test's own."""
+
+    def __init__(self, broker: str, results: str, queue: str, log: Path) -> None:
+        self.broker, self.results, self.queue, self.log = broker, results, queue, log
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "broker": f"kombu+{self.broker}",
+            "backend": f"celery+{self.results}",
+            "protocol": "celery",
+            "queue": self.queue,
+        }
+
+    def celery(self) -> Any:
+        """A client of Celery's."""
+        app = celery.Celery("client", broker=self.broker, backend=self.results)
+        app.conf.update(task_default_queue=self.queue, result_extended=True)
+        return app
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env={
+                    **os.environ,
+                    "BROKER": self.broker,
+                    "RESULTS": self.results,
+                    "QUEUE": self.queue,
+                    "TASKLINE_BROKER": self.settings["broker"],
+                    "TASKLINE_BACKEND": self.settings["backend"],
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            process.wait(30)
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+def site(
+    request: pytest.FixtureRequest, redis_server: RedisServer, own_prefix: str, tmp_path: Path
+) -> Iterator[Site]:
+    queue = own_prefix + "celery"
+    broker = (
+        request.getfixturevalue("rabbitmq_amqp")
+        if request.param == "rabbitmq"
+        else f"{redis_server.url}/1"
+    )
+    site = Site(broker, f"{redis_server.url}/2", queue, tmp_path / "log")
+    yield site
+    site.end()
+
+
+@pytest.fixture
+def taskline_worker(site: Site) -> None:
+    site.start("taskline", "worker", "-A", "integration.kombu.taskline_shop", "-c", "1")
+
+
+@pytest.fixture
+def celery_worker(site: Site) -> None:
+    site.start(
+        *("celery", "-A", "integration.kombu.celery_shop", "worker", "-c", "1"),
+        *("-P", "solo", "-Q", site.queue, "--without-gossip", "--without-mingle"),
+    )
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[Taskline]:
+    with Taskline("client", **site.settings) as app:
+        yield app
+
+
+@pytest.mark.usefixtures("taskline_worker")
+def test_a_taskline_worker_serves_celerys_clients(site: Site) -> None:
+    app = site.celery()
+    send: Callable[..., Any] = app.send_task
+    assert [send("add", (n, 1)).get(timeout=BOUND) for n in range(5)] == [1, 2, 3, 4, 5]
+    assert send("add", (), {"a": 2, "b": 3}).get(timeout=BOUND) == 5
+    day = datetime(2026, 5, 1, tzinfo=timezone.utc)
+    assert send("next_day", (day,)).get(timeout=BOUND) == "datetime 2"
+
+    failed = send("fail", ("no such order",))
+    with pytest.raises(ValueError, match="no such order"):
+        failed.get(timeout=BOUND)
+    assert failed.state == "FAILURE"
+    assert "celery_shop" not in failed.traceback
+    assert "no such order" in failed.traceback
+
+    assert send("flaky").get(timeout=BOUND) == 2
+
+    now = datetime.now(timezone.utc)
+    later = send("add", (1, 1), eta=now + timedelta(seconds=1.5))
+    if site.broker.startswith("redis"):  # RabbitMQ itself drops what Celery lets expire
+        expired = send("add", (1, 1), expires=now - timedelta(seconds=1))
+        with pytest.raises(celery.exceptions.TaskRevokedError):
+            expired.get(timeout=BOUND)
+    assert later.get(timeout=BOUND) == 2
+    assert datetime.now(timezone.utc) >= now + timedelta(seconds=1.4)
+
+    with pytest.raises(Exception, match="asks for callbacks"):
+        send("add", (1, 1), link=app.signature("add", (2,))).get(timeout=BOUND)
+    with pytest.raises(Exception, match="no task 'nobody' is registered"):
+        send("nobody").get(timeout=BOUND)
+
+
+@pytest.mark.usefixtures("celery_worker")
+def test_a_taskline_client_feeds_celerys_workers(site: Site, client: Taskline) -> None:
+    send = client.send_task
+    results = [send("add", (n, 1)) for n in range(5)]
+    assert [each.get(timeout=BOUND) for each in results] == [1, 2, 3, 4, 5]
+    assert send("add", (), {"a": 2, "b": 3}).get(timeout=BOUND) == 5
+    day = datetime(2026, 5, 1, tzinfo=timezone.utc)
+    assert send("next_day", (day,)).get(timeout=BOUND) == "datetime 2"
+    failed = send("fail", ("no such order",))
+    with pytest.raises(ValueError, match="no such order"):
+        failed.get(timeout=BOUND)
+    assert failed.state == "FAILURE"
+    assert "celery_shop.py" in (failed.traceback or "")
+    assert send("flaky").get(timeout=BOUND) == 2
+    before = SYSTEM_CLOCK.time()
+    assert send("add", (1, 1), countdown=1.0).get(timeout=BOUND) == 2
+    assert SYSTEM_CLOCK.time() >= before + 0.9
+    with pytest.raises(TaskRevoked):
+        send("add", (1, 1), expires=datetime.now(timezone.utc)).get(timeout=BOUND)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        send("add", (1, "x")).get(timeout=BOUND)
+
+
+@pytest.mark.usefixtures("taskline_worker")
+def test_taskline_at_both_ends_in_celerys_protocol(site: Site, client: Taskline) -> None:
+    assert client.send_task("add", (1, 2)).get(timeout=BOUND) == 3
+    with client.batch() as results:
+        for number in range(20):
+            client.send_task("add", (number, 1))
+    assert results.get(timeout=BOUND) == list(range(1, 21))
+    assert client.send_task("flaky").get(timeout=BOUND) == 2
+    failed = client.send_task("fail", ("gone",))
+    with pytest.raises(ValueError, match="gone"):
+        failed.get(timeout=BOUND)
+    until = SYSTEM_CLOCK.monotonic() + BOUND
+    while not (letters := list(client.dead.find(queue=site.queue))):
+        assert SYSTEM_CLOCK.monotonic() < until
+    (dead,) = letters
+    assert client.dead.describe(dead)["args"] == ["gone"]
+    assert client.dead.requeue([dead]) == [failed.id]
+    with pytest.raises(ValueError, match="gone"):
+        client.AsyncResult(failed.id).get(timeout=BOUND)
+
+
+def test_a_task_moves_from_celery_to_taskline_and_back(site: Site, client: Taskline) -> None:
+    """What waits in the queue is run by whoever serves it; all ask for results as before."""
+    old = site.celery()
+    asked = [old.send_task("add", (n, 0)) for n in range(10)]
+    worker = site.start("taskline", "worker", "-A", "integration.kombu.taskline_shop", "-c", "1")
+    assert [each.get(timeout=BOUND) for each in asked] == list(range(10))
+    worker.terminate()
+    assert worker.wait(30) == 0
+    more = [client.send_task("add", (n, 0)) for n in range(10)]
+    site.start(
+        *("celery", "-A", "integration.kombu.celery_shop", "worker", "-c", "1"),
+        *("-P", "solo", "-Q", site.queue, "--without-gossip", "--without-mingle"),
+    )
+    assert [each.get(timeout=BOUND) for each in more] == list(range(10))
+
+
+def test_celerys_protocol_needs_a_broker_that_celery_uses() -> None:
+    app = Taskline("shop", broker="memory://", protocol="celery")
+    with pytest.raises(ConfigurationError, match="needs a broker that Celery uses too"):
+        app.transport.ping()
+    with pytest.raises(ConfigurationError, match="leave out signing_key"):
+        Taskline("shop", broker="kombu+amqp://localhost", protocol="celery", signing_key="k")

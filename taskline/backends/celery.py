@@ -1,0 +1,132 @@
+"""`celery+redis://`: results where Celery's clients look for them, and where its workers put them.
+
+Beside Taskline's own store, which decides which of two runs counts, each outcome is
+written to Celery's key and published under it; all reading is from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskline.backends.redis import RedisBackend
+from taskline.celery_messages import RESULT, state_of
+from taskline.clock import Clock
+from taskline.errors import ConfigurationError
+from taskline.message import FINAL_STATES, Outcome
+from taskline.redis.location import Location, locate
+from taskline.redis.packing import milliseconds
+from taskline.redis.pushes import Pushes, wait_for_push
+from taskline.registry import Spec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+PREFIX = "celery+"
+KEY = b"celery-task-meta-"
+RECHECK = 1.0
+"""Seconds after which a waiter looks though no push came."""
+
+
+class _Published(Pushes):
+    """Celery publishes in the way that is older than sharded channels."""
+
+    subscribe, unsubscribe, message = "SUBSCRIBE", "UNSUBSCRIBE", b"message"
+
+
+class CeleryRedisBackend(RedisBackend):
+    """One Redis server; see the module's docstring. Needs `protocol="celery"`."""
+
+    scheme = "celery+redis"
+    distributes = False
+
+    def __init__(self, location: Location, clock: Clock) -> None:
+        super().__init__([location], clock)
+        self._node = self._peers[0].node
+        self._published = _Published(self._node)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, clock: Clock) -> Self:
+        """A URL as for Redis, with `celery+` in front of it."""
+        if isinstance(spec, Mapping):
+            spec = {**spec, "type": str(spec.get("type", "")).removeprefix(PREFIX)}
+        elif isinstance(spec, str):
+            spec = spec.removeprefix(PREFIX)
+        found = locate(spec)
+        if len(found) != 1:
+            raise ConfigurationError("Celery's results are on one server: give one URL")
+        return cls(found[0], clock)
+
+    def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        refused = super().store(outcomes)
+        outranked = {id(each) for each in refused}
+        for outcome in outcomes:
+            if id(outcome) not in outranked:
+                if not outcome.frame.startswith(RESULT):
+                    raise ConfigurationError(
+                        "celery+redis:// keeps Celery's results: set protocol='celery'"
+                    )
+                self._publish(outcome)
+        return refused
+
+    def _publish(self, outcome: Outcome) -> None:
+        key = _key(outcome.id)
+        if outcome.ttl is None:
+            self._node.command("SET", key, outcome.frame)
+        else:
+            self._node.command("SET", key, outcome.frame, "PX", milliseconds(outcome.ttl))
+        self._node.command("PUBLISH", key, outcome.frame)
+
+    def fetch(self, ids: Collection[str]) -> dict[str, Outcome]:
+        names = list(ids)
+        if not names:
+            return {}
+        keys = [_key(each) for each in names]
+        values = self._node.command("MGET", *keys, patience=self._patience)
+        return {
+            name: _outcome(name, value)
+            for name, value in zip(names, values, strict=True)
+            if value is not None
+        }
+
+    def wait(self, ids: Collection[str], timeout: float) -> dict[str, Outcome]:
+        clock, interrupt = self.clock, self._interrupt
+        until = clock.monotonic() + timeout
+        keys = {_key(each): each for each in ids}
+        while True:
+            now = clock.monotonic()
+            seen = self._published.look(keys, now, RECHECK)
+            found = {keys[key]: _outcome(keys[key], value) for key, value in seen if key in keys}
+            final = {each: out for each, out in found.items() if out.state in FINAL_STATES}
+            left = until - clock.monotonic()
+            if final or interrupt.spent() or left <= 0:
+                return final
+            wait_for_push([self._published], interrupt, clock.bound(min(left, RECHECK)))
+
+    def forget(self, ids: Sequence[str]) -> None:
+        super().forget(ids)
+        if ids:
+            self._node.command("UNLINK", *map(_key, ids), patience=self._patience)
+
+    def expire(self, ids: Sequence[str], ttl: float | None) -> None:
+        super().expire(ids, ttl)
+        for each in ids:
+            if ttl is None:
+                self._node.command("PERSIST", _key(each))
+            else:
+                self._node.command("PEXPIRE", _key(each), milliseconds(ttl))
+
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "backend": self.scheme}
+
+    def close(self) -> None:
+        super().close()
+        self._published.close()
+
+
+def _key(id: str) -> bytes:
+    return KEY + id.encode()
+
+
+def _outcome(id: str, frame: bytes) -> Outcome:
+    return Outcome(id, state_of(frame), 0.0, 0, None, frame)

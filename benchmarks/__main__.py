@@ -27,7 +27,7 @@ def main() -> None:
     known = sorted(path.stem for path in PEERS.glob("*_*.py"))
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "--store", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS), help="one or both"
+        "--store", nargs="*", default=["sqlite", "redis"], choices=list(SCENARIOS), help="of these"
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the counts of tasks")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import PEERS, CannotInstall, python
+from integration.servers.rabbitmq import RabbitMQServer
 from integration.servers.redis import RedisServer
 
 Figures = dict[str, Any]
@@ -49,6 +50,10 @@ def measure(peer: str, scenario: Scenario) -> Figures:
             server = RedisServer()
             stack.enter_context(server)
             address = f"{server.url}/0"
+        elif peer.endswith("_rabbitmq"):
+            broker = RabbitMQServer()
+            stack.enter_context(broker)
+            address = broker.url
         return run(peer, scenario, address)
 
 
@@ -60,6 +65,7 @@ def run(peer: str, scenario: Scenario, address: str) -> Figures:
         "BENCH_RESULTS": "1" if scenario.results else "0",
         "BENCH_DURABILITY": scenario.durability,
         "BENCH_REDIS": address,
+        "BENCH_RABBITMQ": address,
         "PYTHONDONTWRITEBYTECODE": "",
     }
     try:

@@ -18,6 +18,7 @@ OTHERS = {
         "saq_redis",
         "sergeant_redis",
     ],
+    "rabbitmq": ["celery_rabbitmq"],
 }
 """Who is measured beside us unless others are asked for."""
 
@@ -73,4 +74,14 @@ def redis(n: Callable[[int], int]) -> list[Scenario]:
     ]
 
 
-SCENARIOS = {"sqlite": sqlite, "redis": redis}
+def rabbitmq(n: Callable[[int], int]) -> list[Scenario]:
+    """Each run has a server of its own; messages are persistent, sends confirmed."""
+    return [
+        Scenario("enqueue", "enqueue", {"n": n(3000)}),
+        Scenario("bulk enqueue", "bulk", {"n": n(20000)}),
+        Scenario("drain", "drain", {"n": n(10000)}),
+        Scenario("call to start", "latency", {"n": n(300), "every": 0.02}),
+    ]
+
+
+SCENARIOS = {"sqlite": sqlite, "redis": redis, "rabbitmq": rabbitmq}

@@ -28,6 +28,7 @@ DURABILITY = os.environ.get("BENCH_DURABILITY", "normal")
 """`normal`: what was sent survives the death of every process; `full`: a power cut too."""
 REDIS = os.environ.get("BENCH_REDIS", "")
 """The URL of an empty server, for those that need one."""
+RABBITMQ = os.environ.get("BENCH_RABBITMQ", "")
 TARGET = int(os.environ.get("BENCH_TARGET", "0"))
 WORK = int(os.environ.get("BENCH_WORK", "0")) / 1e6
 """Seconds of processor time that `Marks.tick` uses up."""

@@ -210,6 +210,43 @@ def test_messages_survive_a_broker_that_is_killed() -> None:
         transport.close()
 
 
+def test_a_task_longer_than_the_heartbeats_runs_once(rabbitmq_url: str, tmp_path: Path) -> None:
+    """RabbitMQ ends a connection that is silent for two heartbeats, here two seconds."""
+    results = f"sqlite:///{tmp_path}/results.db"
+    app = Taskline("long", broker=f"{rabbitmq_url}&heartbeat=1", backend=results, lease=3.0)
+    runs: list[int] = []
+
+    @app.task(name="long")
+    def long() -> str:
+        runs.append(1)
+        app.clock.sleep(5.0)
+        return "done"
+
+    worker = Worker(app, WorkerOptions(queues=["default"], threads=1))
+    worker.start()
+    assert long.delay().get(timeout=BOUND) == "done"
+    worker.stop()
+    assert runs == [1]
+    assert app.transport.receive(["default"], 1, 30, 0, "w") == []
+    app.close()
+
+
+def test_a_silent_machine_loses_its_messages_after_two_heartbeats(
+    through: str, proxy: Proxy, rabbitmq_url: str
+) -> None:
+    silent, other = open_transport(f"{through}&heartbeat=1"), open_transport(rabbitmq_url)
+    silent.send(messages(2))
+    held = silent.receive(["mail"], 2, 3.0, 5, "silent")
+    proxy.set(HANG)
+    again = patiently(other, set(ids(held)))
+    assert {(each.deliveries, each.lost) for each in again} == {(2, 1)}
+    proxy.set(PASS)
+    assert ids(silent.extend(held, 3.0)) == ids(held)
+    assert other.ack(again) == []
+    silent.close()
+    other.close()
+
+
 def start_worker(broker: str, tmp_path: Path) -> subprocess.Popen[bytes]:
     """A supervisor with two processes."""
     return subprocess.Popen(

@@ -42,6 +42,7 @@ def test_a_mapping() -> None:
     ("spec", "message"),
     [
         ("kombu+nosuch://host", "kombu cannot open nosuch://host"),
+        ("kombu+librabbitmq://h", "write amqp://|kombu cannot open"),
         ("kombu+amqp://h?queue_type=stream", "choose classic or quorum"),
         ("kombu+amqp://h?priorities=many", "priorities='many': not a number"),
         ("kombu+amqp://h?priorities=999", "0 to 255"),

@@ -256,8 +256,6 @@ class AMQPLink(Link):
         from amqp import spec
 
         channel = self._channel
-        if not hasattr(channel, "send_method"):  # another driver than py-amqp
-            return [channel.basic_get(queue) for _ in range(number)]
         for _ in range(number):
             channel.send_method(spec.Basic.Get, "Bsb", (0, queue, False))
         answers = []

@@ -21,7 +21,7 @@ import msgspec
 
 from taskline import amqp as wrapped
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.errors import TransportError
+from taskline.errors import ConfigurationError, TransportError
 from taskline.message import DEFAULT_PRIORITY, DeadLetter, Delivery, Header, Message, Outcome
 from taskline.redis.interrupt import Interrupt
 from taskline.registry import Spec
@@ -71,6 +71,8 @@ class KombuTransport(Transport):
         self._speaks_celery = False
         self._kind = str(location.connection().transport.driver_type)
         self.is_amqp = self._kind == "amqp"
+        if location.url.startswith("librabbitmq:"):
+            raise ConfigurationError("librabbitmq has no publisher confirms: write amqp://")
         self.capabilities = _capabilities(self._kind, self.location)
         self._idle: deque[Link] = deque()
         self._receiver: Link | None = None

@@ -46,4 +46,4 @@ def own_prefix() -> str:
 @pytest.fixture
 def rabbitmq_url(rabbitmq_amqp: str, own_prefix: str) -> str:
     """Queues of the test's own on the session's RabbitMQ."""
-    return f"kombu+{rabbitmq_amqp}?prefix={own_prefix}"
+    return f"kombu+{rabbitmq_amqp}?prefix={own_prefix}&timeout=30"

@@ -241,7 +241,7 @@ class Runner:
             args, kwargs = self._arguments(header, job.body)
             if header.flow is not None:
                 args, kwargs = self._with_results(job, args, kwargs)
-            if header.queue in self._models:
+            if self._models and header.queue in self._models:
                 args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
             if log.isEnabledFor(self._level_of_start):
@@ -277,7 +277,7 @@ class Runner:
             args, kwargs = self._arguments(header, job.body)
             if header.flow is not None:
                 args, kwargs = await to_thread(self._with_results, job, args, kwargs)
-            if header.queue in self._models:
+            if self._models and header.queue in self._models:
                 args = self._models[header.queue].convert(header.task, args, kwargs)
             args, kwargs = task.signature.convert(args, kwargs)
             if log.isEnabledFor(self._level_of_start):

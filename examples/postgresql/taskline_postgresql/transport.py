@@ -113,14 +113,13 @@ LETTERS = """
     WHERE CAST(:queue AS text) IS NULL OR queue = :queue
     ORDER BY seq DESC LIMIT :limit OFFSET :offset"""
 LETTER = "SELECT letter, frame FROM taskline_dead WHERE id = :id"
+RESEND = INSERT.format(
+    new=f"{NEW} JOIN gone USING (id)", count="greatest(new.deliveries, gone.deliveries)"
+)
 REQUEUE = f"""
     WITH gone AS (
         DELETE FROM taskline_dead WHERE id = ANY(CAST(:ids AS text[])) RETURNING id, deliveries
-    ), sent AS ({
-    INSERT.format(
-        new=f"{NEW} JOIN gone USING (id)", count="greatest(new.deliveries, gone.deliveries)"
-    )
-})
+    ), sent AS ({RESEND})
     SELECT id FROM gone"""
 PURGE_DEAD = "DELETE FROM taskline_dead WHERE id = ANY(CAST(:ids AS text[])) RETURNING id"
 

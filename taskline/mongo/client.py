@@ -99,7 +99,7 @@ def open_client(
         for name, value in {
             "serverSelectionTimeoutMS": milliseconds,
             "connectTimeoutMS": milliseconds,
-            "socketTimeoutMS": milliseconds,
+            "socketTimeoutMS": 2 * milliseconds,
             "waitQueueTimeoutMS": milliseconds,
             "maxPoolSize": CONNECTIONS,
             "appName": "taskline",
@@ -202,8 +202,9 @@ class Server:
         """Do something in a transaction of its own, again from the start where that is needed."""
 
         def whole() -> T:
-            with self.client.start_session() as session, session.start_transaction():
-                return work(session)
+            with pymongo.timeout(self.location.timeout), self.client.start_session() as session:
+                done: T = session.with_transaction(work)
+                return done
 
         return self.run(whole, patience)
 
@@ -220,6 +221,20 @@ class Server:
         self._shared.time.learn(hello.get("localTime"))
         prepare(self, self._layout)
         self._known = True
+
+    def about(self) -> dict[str, Any]:
+        """What people want to know of it; raises the driver's errors."""
+        hello = self.client.admin.command("hello")
+        kind = "sharded" if hello.get("msg") == "isdbgrid" else "replica set"
+        return {
+            "version": self.client.server_info()["version"],
+            "mode": kind if kind == "sharded" or "setName" in hello else "standalone",
+            "replica_set": hello.get("setName", ""),
+            "primary": hello.get("primary", ""),
+            "members": list(hello.get("hosts", ())),
+            "database": self.location.database,
+            "namespace": self.location.namespace,
+        }
 
     def translate(self, error: Exception) -> TransportError:
         """The error as callers see it."""

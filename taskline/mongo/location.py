@@ -34,7 +34,7 @@ class Location(NamedTuple):
     namespace: str = NAMESPACE
     """Begins the names of all collections, so that several apps may share a database."""
     timeout: float = TIMEOUT
-    """Seconds: to find a server, to connect, for an answer, and for all tries of one call."""
+    """Seconds: to find a server, to connect, and for all tries of one call. Twice for an answer."""
     username: str = ""
     password: str = ""
     path: str = ""

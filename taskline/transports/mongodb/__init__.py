@@ -1,0 +1,3 @@
+from taskline.transports.mongodb.transport import MongoTransport
+
+__all__ = ["MongoTransport"]

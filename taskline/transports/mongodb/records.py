@@ -1,0 +1,116 @@
+"""Messages and dead letters as documents.
+
+In `messages`, by the message's id:
+  q queue   s state   p priority   n place in line   d deliveries   l lost   f frame
+  at  when it comes due, or its lease ends; not where it is ready
+  t, c  token and consumer of who holds it
+In `dead`, by id: q, n, d, f as above, and `letter`, the rest of it.
+
+A place in line is the microsecond, of the server's clock, since which the message is
+ready or will be.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import msgspec
+from bson import CodecOptions
+from bson.codec_options import DatetimeConversion
+from bson.datetime_ms import DatetimeMS
+from pymongo import ASCENDING, DESCENDING, IndexModel
+
+from taskline.message import DeadLetter, Delivery, Message
+from taskline.mongo.layout import Layout
+from taskline.transports.base import StoredMessage
+
+Document: TypeAlias = dict[str, Any]
+
+READY, DELAYED, LEASED = 0, 1, 2
+STATES = {READY: "ready", DELAYED: "delayed", LEASED: "leased"}
+
+LARGEST = 15 * 1024 * 1024
+"""Bytes of a frame: a document is at most 16 MiB, and a dead letter has more than its frame."""
+
+# Reads give times as numbers; the year 9999 is where a `datetime` ends.
+CODEC: CodecOptions[Document] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)
+_LATEST = 253_402_300_799_000
+_SURELY_PAST = 1.0
+"""Seconds: an eta so long ago has passed for the server too."""
+
+# Equality, sort: no claim sorts.
+CLAIM = IndexModel(
+    [("q", ASCENDING), ("s", ASCENDING), ("p", DESCENDING), ("n", ASCENDING)], name="claim"
+)
+TIMERS = IndexModel(
+    [("at", ASCENDING)], name="timers", partialFilterExpression={"s": {"$gt": READY}}
+)
+HOLDERS = IndexModel([("c", ASCENDING)], name="holders", sparse=True)
+NEWEST = IndexModel([("n", DESCENDING)], name="newest")
+NEWEST_OF_QUEUE = IndexModel([("q", ASCENDING), ("n", DESCENDING)], name="newest_of_queue")
+
+LAYOUT = Layout(
+    "messages", 1, {"messages": [CLAIM, TIMERS, HOLDERS], "dead": [NEWEST, NEWEST_OF_QUEUE]}
+)
+
+
+def date(seconds: float) -> DatetimeMS:
+    """Rounded up, so that nothing comes due early."""
+    return DatetimeMS(max(0, math.ceil(min(seconds * 1000, _LATEST))))
+
+
+def waiting(message: Message, stamp: int) -> Document:
+    """The fields of a message that waits: for its eta, or in the line. `stamp` is now."""
+    header = message.header
+    found: Document = {
+        "q": header.queue, "s": READY, "p": header.priority, "n": stamp, "l": 0,
+        "f": message.frame,
+    }  # fmt: skip
+    eta = header.eta
+    if eta is not None and eta > stamp / 1_000_000 - _SURELY_PAST:
+        found["s"], found["at"] = DELAYED, date(eta)
+        found["n"] = max(stamp, int(found["at"]) * 1000)
+    return found
+
+
+def document(message: Message, stamp: int, deliveries: int = 0) -> Document:
+    """A message as it is stored first."""
+    found: Document = {"_id": message.header.id, **waiting(message, stamp)}
+    found["d"] = max(deliveries, message.header.deliveries)
+    return found
+
+
+def delivery(found: Document, node: int) -> Delivery:
+    """What a claim hands over. A receipt is the token and the number of the node."""
+    receipt = found["t"], node
+    return Delivery(found["_id"], found["q"], found["f"], found["d"], found["l"], receipt)
+
+
+def stored(found: Document) -> StoredMessage:
+    """A message as `peek` shows it."""
+    at = found.get("at")
+    return StoredMessage(
+        id=found["_id"],
+        queue=found["q"],
+        state=STATES[found["s"]],
+        due=None if at is None else int(at) / 1000,
+        deliveries=found["d"],
+        frame=found["f"],
+    )
+
+
+def burial(letter: DeadLetter, stamp: int, deliveries: int) -> Document:
+    """A dead letter as it is stored."""
+    told = msgspec.to_builtins(msgspec.structs.replace(letter, frame=b""))
+    rest = {key: value for key, value in told.items() if key not in ("id", "queue")}
+    return {
+        "_id": letter.id, "q": letter.queue, "n": stamp, "d": deliveries,
+        "f": letter.frame, "letter": rest,
+    }  # fmt: skip
+
+
+def letter(found: Document) -> DeadLetter:
+    """What `burial` made."""
+    told = {**found["letter"], "id": found["_id"], "queue": found["q"]}
+    return msgspec.structs.replace(msgspec.convert(told, DeadLetter), frame=found["f"])

@@ -82,8 +82,8 @@ def document(message: Message, stamp: int, deliveries: int = 0) -> Document:
 
 
 def delivery(found: Document, node: int) -> Delivery:
-    """What a claim hands over. A receipt is the token and the number of the node."""
-    receipt = found["t"], node
+    """What a claim hands over. A receipt is the token, the number of the node, and the id."""
+    receipt = found["t"], node, found["_id"]
     return Delivery(found["_id"], found["q"], found["f"], found["d"], found["l"], receipt)
 
 

@@ -286,20 +286,24 @@ class Store:
     def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
         lost: list[Delivery] = []
         for batch in _chunks(pairs):
-            successors = [
-                (each, records.waiting(message, self.server.stamp()), message.header.deliveries)
+            held, gone = self.server.run(partial(self._held, [each for each, _ in batch]))
+            lost += gone
+            there = set(held)
+            successors = {
+                each.id: (each, records.waiting(message, self.server.stamp()), message)
                 for each, message in batch
-            ]
+                if each in there
+            }
             changes = [
-                UpdateOne({"_id": each.id, "t": each.receipt[0]}, _succession(fields, count))
-                for each, fields, count in successors
+                UpdateOne({"_id": id, "t": each.receipt[0]}, _succession(fields, message))
+                for id, (each, fields, message) in successors.items()  # noqa: A001
             ]
-            done = self.server.run(partial(self.messages.bulk_write, changes, ordered=False))
-            if done.matched_count < len(batch):
-                places = {each.id: fields["n"] for each, fields, _ in successors}
-                there = {"_id": {"$in": list(places)}, "n": {"$in": list(places.values())}}
-                found = self._ids(there)
-                lost += [each for each, _ in batch if each.id not in found]
+            if changes:
+                done = self.server.run(partial(self.messages.bulk_write, changes, ordered=False))
+                if done.matched_count < len(changes):
+                    places = [fields["n"] for _, fields, _ in successors.values()]
+                    stored = self._ids({"_id": {"$in": list(successors)}, "n": {"$in": places}})
+                    lost += [each for id, (each, _, _) in successors.items() if id not in stored]  # noqa: A001
         return lost
 
     def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
@@ -487,10 +491,10 @@ def _between(places: Sequence[int]) -> Document:
     return {"$gte": min(places), "$lte": max(places)}
 
 
-def _succession(fields: Document, deliveries: int) -> Document:
+def _succession(fields: Document, message: Message) -> Document:
     """The update that makes a held message its successor."""
     gone = {"t": "", "c": ""} if "at" in fields else {"t": "", "c": "", "at": ""}
-    return {"$set": fields, "$unset": gone, "$max": {"d": deliveries}}
+    return {"$set": fields, "$unset": gone, "$max": {"d": message.header.deliveries}}
 
 
 T = TypeVar("T")

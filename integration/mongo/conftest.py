@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import count
+from typing import Any, NamedTuple
 
 import pymongo
 import pytest
@@ -37,17 +38,45 @@ def mongo_server() -> Iterator[MongoServer | Running]:
         yield from server_or_skip(MongoServer)
 
 
+@pytest.fixture(scope="session")
+def second_server() -> Iterator[MongoServer]:
+    """Another one, which knows nothing of the first."""
+    yield from server_or_skip(MongoServer)
+
+
 @pytest.fixture
 def mongo_url(mongo_server: MongoServer | Running) -> Iterator[str]:
     """A store of the test's own on the session's MongoDB; it is dropped afterwards."""
-    namespace = f"test-{os.getpid()}-{next(_numbers)}"
+    namespace = _name()
     yield with_options(mongo_server.url, namespace=namespace)
     drop(mongo_server.url, namespace)
 
 
+class Stores(NamedTuple):
+    """Stores on several servers."""
+
+    urls: list[str]
+
+
+@pytest.fixture
+def mongo_nodes(
+    mongo_server: MongoServer | Running, second_server: MongoServer
+) -> Iterator[Stores]:
+    """A store of the test's own on two servers."""
+    namespace = _name()
+    servers = mongo_server.url, second_server.url
+    yield Stores([with_options(url, namespace=namespace) for url in servers])
+    for url in servers:
+        drop(url, namespace)
+
+
+def _name() -> str:
+    return f"test-{os.getpid()}-{next(_numbers)}"
+
+
 def drop(url: str, namespace: str) -> None:
     """Delete all collections of a store."""
-    with pymongo.MongoClient(url, serverSelectionTimeoutMS=5000) as client:
+    with pymongo.MongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=5000) as client:
         database = client.get_default_database("taskline")
         for name in database.list_collection_names():
             if name.startswith(f"{namespace}."):

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 import pytest
 
+from integration.mongo.conftest import Stores
 from taskline.clock import Clock
+from taskline.testing.cases import fencing, leases, looking, sending
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.mongodb import MongoTransport
-
-_numbers = count(1)
 
 
 class TestMongoTransport(TransportConformance):
     """In the tests' time, which the commands then name instead of the server's."""
 
-    histories = 25
+    histories = 20
     crowd = 200
 
     @pytest.fixture
@@ -23,7 +22,38 @@ class TestMongoTransport(TransportConformance):
         return lambda clock: MongoTransport.from_spec(mongo_url, clock)
 
 
-class TestMongoTransportInServerTime(TestMongoTransport):
+class TestMongoTransportInServerTime(
+    sending.Delay,
+    leases.Leases,
+    fencing.Fencing,
+    leases.Release,
+    leases.Replace,
+    leases.Recovery,
+    looking.Stats,
+):
+    """All that has to do with time. The stand-in may take long for a command."""
+
     manual_clock = False
-    short = 0.4
-    early = 0.05
+    short = 0.8
+    early = 0.4
+
+    @pytest.fixture
+    def make_transport(self, mongo_url: str) -> Callable[[Clock], MongoTransport]:
+        return lambda clock: MongoTransport.from_spec(mongo_url, clock)
+
+    @pytest.mark.skip("in the tests' time only: it takes the stand-in long")
+    def test_many_at_once(self) -> None: ...
+
+
+class TestSeveralServers(TransportConformance):
+    """Two servers that know nothing of each other."""
+
+    histories = 5
+    crowd = 200
+
+    @pytest.fixture
+    def make_transport(self, mongo_nodes: Stores) -> Callable[[Clock], MongoTransport]:
+        return lambda clock: MongoTransport.from_spec(mongo_nodes.urls, clock)
+
+    @pytest.mark.skip("on one server only: it takes the stand-in long")
+    def test_many_at_once(self) -> None: ...

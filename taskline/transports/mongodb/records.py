@@ -43,10 +43,8 @@ _SURELY_PAST = 1.0
 CLAIM = IndexModel(
     [("q", ASCENDING), ("s", ASCENDING), ("p", DESCENDING), ("n", ASCENDING)], name="claim"
 )
-TIMERS = IndexModel(
-    [("at", ASCENDING)], name="timers", partialFilterExpression={"s": {"$gt": READY}}
-)
-HOLDERS = IndexModel([("c", ASCENDING)], name="holders", sparse=True)
+TIMERS = IndexModel([("at", ASCENDING)], name="timers", sparse=True)
+HOLDERS = IndexModel([("c", ASCENDING), ("t", ASCENDING)], name="holders", sparse=True)
 NEWEST = IndexModel([("n", DESCENDING)], name="newest")
 NEWEST_OF_QUEUE = IndexModel([("q", ASCENDING), ("n", DESCENDING)], name="newest_of_queue")
 

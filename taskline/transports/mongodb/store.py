@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from bson import ObjectId
+from bson.datetime_ms import DatetimeMS
 from pymongo import UpdateMany, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
@@ -40,6 +41,7 @@ MOST_SPREAD = 16
 """Batches, counted from the head of the line, among which a worker in a crowd chooses."""
 
 _LINE = [("p", -1), ("n", 1)]
+_TIMERS = {"at": {"$gt": DatetimeMS(0)}}
 _KEYS = {"_id": 0, "p": 1, "n": 1}
 _RELEASE = {"$set": {"s": READY}, "$unset": {"t": "", "c": "", "at": ""}}
 _LOSE = {**_RELEASE, "$inc": {"l": 1}}
@@ -74,8 +76,9 @@ class Store:
     def _has_passed(self) -> Document:
         """The filter for messages whose time has come."""
         if self.server.own_time:
-            return {"at": {"$lte": records.date(self.server.now())}}
-        return {"$expr": {"$lte": ["$at", "$$NOW"]}}
+            return {"at": {"$gt": DatetimeMS(0), "$lte": records.date(self.server.now())}}
+        # As numbers, because SecantusDB takes any two dates of different origin for equal.
+        return {"$expr": {"$lte": [{"$toLong": "$at"}, {"$toLong": "$$NOW"}]}}
 
     # Sending
 
@@ -139,16 +142,15 @@ class Store:
         Returns the seconds until the next will, zero if some are now, infinite if none waits.
         """
         self._look_at = self._clock.monotonic() + LOOK_EVERY
-        timer = {"s": {"$gt": READY}}
-        first = list(self.messages.find(timer, {"at": 1}).sort("at", 1).limit(1))
+        first = list(self.messages.find(_TIMERS, {"at": 1}).sort("at", 1).limit(-1))
         if not first:
             return float("inf")
         after = int(first[0]["at"]) / 1000 - self.server.now()
         if after > 0:
             return after
-        over = self.messages.find(timer, {"at": 1}).sort("at", 1).limit(-BATCH)
+        over = self.messages.find(_TIMERS, {"at": 1}).sort("at", 1).limit(-BATCH)
         ids = {"_id": {"$in": [each["_id"] for each in over]}}
-        ended = self.messages.update_many({**ids, **timer, **self._has_passed()}, _END)
+        ended = self.messages.update_many({**ids, **_TIMERS, **self._has_passed()}, _END)
         # The server's clock may be behind what we know of it, by very little.
         return 0.0 if ended.modified_count else 0.001
 
@@ -210,18 +212,18 @@ class Store:
             UpdateMany({"q": queue, "s": READY, "p": p, "n": _between(places)}, change)
             for p, places in ends.items()
         ]
-        places = _between([each["n"] for each in piece])
-        mine = {"q": queue, "s": LEASED, "p": {"$in": list(ends)}, "n": places, "t": token}
+        mine = {"c": consumer, "t": token}
         self._doubt = mine
         number = self.messages.bulk_write(updates, ordered=False).modified_count
-        found = []
+        found: list[Document] = []
         if number:
-            found = list(self.messages.find(mine).sort(_LINE).limit(-len(piece)))
+            found = list(self.messages.find(mine).limit(-len(piece)))
         if len(found) < number:
             # More than was asked for, since some were given back meanwhile; or too large together.
             which = {**mine, "_id": {"$nin": [each["_id"] for each in found]}}
             self.messages.update_many(which, _UNTAKE)
         self._doubt = None
+        found.sort(key=lambda each: (-each["p"], each["n"]))
         return [records.delivery(each, self._number) for each in found]
 
     # What is held

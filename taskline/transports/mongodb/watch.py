@@ -101,7 +101,6 @@ class Watcher:
         with self._server.collection("messages").watch(
             _events(queues), max_await_time_ms=round(ANSWER_WITHIN * 1000)
         ) as stream:
-            stream.try_next()
             with self._lock:
                 self._open = queues == self._queues
             # What came before the stream was open rings no bell.

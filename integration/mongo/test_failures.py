@@ -21,6 +21,8 @@ from taskline.transports.mongodb import MongoTransport
 from taskline.worker import Worker, WorkerOptions
 
 BOUND = 30.0
+LOOKS_AGAIN = "serverMonitoringMode=poll&heartbeatFrequencyMS=500"
+"""A server that steps down tells those who watch it; one that only says so must be asked."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def admin(server: MongoServer) -> Iterator[Any]:
 
 @pytest.fixture
 def transport(server: MongoServer, admin: Any) -> Iterator[MongoTransport]:
-    transport = MongoTransport.from_spec(f"{server.url}?timeout=5", SYSTEM_CLOCK)
+    transport = MongoTransport.from_spec(f"{server.url}?timeout=5&{LOOKS_AGAIN}", SYSTEM_CLOCK)
     transport.ping()
     yield transport
     transport.close()
@@ -118,7 +120,7 @@ def test_what_is_done_with_what_is_held_is_done_once(
 
 def test_a_worker_rides_out_elections(server: MongoServer, admin: Any) -> None:
     """The primary steps down again and again, while tasks are sent, run and acknowledged."""
-    app = Taskline("elections", broker=f"{server.url}?timeout=10", lease=5.0)
+    app = Taskline("elections", broker=f"{server.url}?timeout=10&{LOOKS_AGAIN}", lease=5.0)
     ran: list[int] = []
 
     @app.task(name="count")
@@ -144,7 +146,7 @@ def step_down(admin: Any) -> None:
 
 def test_a_worker_rides_out_a_network_that_fails(server: MongoServer, admin: Any) -> None:
     with Proxy(server.port) as proxy:
-        url = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true&timeout=1"
+        url = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true&timeout=1&{LOOKS_AGAIN}"
         app = Taskline("network", broker=url, lease=2.0)
         caller = Taskline("caller", broker=server.url)
         ran: list[int] = []

@@ -53,7 +53,7 @@ class Peer:
     def failed(self, error: TransportError) -> None:
         """Leave it out for a time, longer each time."""
         if not self.down:
-            self._log.warning("%s; this node is left out until it answers", error)
+            self._log.warning("%s; it is left out until it answers", error)
         self.probe_at = self._clock.monotonic() + self._pause * random.uniform(0.75, 1.0)
         self._pause = min(2 * self._pause, PAUSE_MAX)
         self.down = True

@@ -52,6 +52,12 @@ def mongo_url(mongo_server: MongoServer | Running) -> Iterator[str]:
     drop(mongo_server.url, namespace)
 
 
+@pytest.fixture
+def own_client(mongo_url: str) -> str:
+    """As `mongo_url`, for connections that share no driver's client with any other test's."""
+    return with_options(mongo_url, appName=_name())
+
+
 class Stores(NamedTuple):
     """Stores on several servers."""
 

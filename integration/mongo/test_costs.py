@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from integration.mongo.commands import Recorder, recorded
+from integration.mongo.recorder import Recorder, recorded
 from taskline import Taskline
 from taskline.message import Delivery
-from taskline.transports.mongodb import MongoTransport, watch
+from taskline.mongo.stream import AWAIT
+from taskline.transports.mongodb import MongoTransport
+from taskline.transports.mongodb.transport import POLL_MOST
 from taskline.transports.nodes import RECHECK
 
 TASKS, BATCH = 1000, 50
@@ -23,8 +25,8 @@ def recorder() -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def app(mongo_url: str, recorder: Recorder) -> Iterator[Taskline]:
-    app = Taskline("costs", broker=mongo_url)
+def app(own_client: str, recorder: Recorder) -> Iterator[Taskline]:
+    app = Taskline("costs", broker=own_client)
 
     @app.task(name="bench.noop")
     def noop(number: int) -> None: ...
@@ -119,7 +121,7 @@ def test_an_idle_worker_asks_three_times_a_second(app: Taskline, recorder: Recor
     looks = seconds / RECHECK + 2
     asked = Counter(recorder.names)
     assert asked["find"] <= 2 * looks
-    assert asked["getMore"] <= seconds / watch.ANSWER_WITHIN + 2
+    assert asked["getMore"] <= seconds / AWAIT + 2
     assert sum(asked.values()) <= 3 * looks + 4
     transport.close()
 
@@ -130,11 +132,11 @@ def test_without_change_streams_an_idle_worker_looks_twice_a_second(
     """Which bounds how late it is as well: half a second."""
     transport = app.open_transport()
     assert isinstance(transport, MongoTransport)
-    for each in transport._watchers:
-        each.deaf = True
-    transport.receive(["default"], 1, 30, 2.0, "w")  # the looks become rarer
+    transport.receive(["default"], 1, 30, 0.01, "w")
+    for each in transport._streams:
+        each.missing, each.live = True, False
     recorder.clear()
     seconds = 3.0
     transport.receive(["default"], 1, 30, seconds, "w")
+    assert recorder.names.count("find") <= 2 * (seconds / POLL_MOST + 8)
     transport.close()
-    assert len(recorder.names) <= 2 * (seconds / watch.POLL_MOST + 8)

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from integration.mongo.commands import Recorder, recorded
 from integration.mongo.conftest import Running
+from integration.mongo.recorder import Recorder, recorded
 from integration.servers.mongo import MongoServer
 from taskline.clock import SYSTEM_CLOCK
 from taskline.testing.cases.transport import letter, messages
@@ -39,8 +39,8 @@ def recorder() -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def transport(mongo_url: str, recorder: Recorder) -> Iterator[MongoTransport]:
-    transport = MongoTransport.from_spec(mongo_url, SYSTEM_CLOCK)
+def transport(own_client: str, recorder: Recorder) -> Iterator[MongoTransport]:
+    transport = MongoTransport.from_spec(own_client, SYSTEM_CLOCK)
     transport.send([*messages(30), *messages(30, "other"), *messages(20, priority=9)])
     transport.send(messages(5, eta=SYSTEM_CLOCK.time() + 1000))
     transport.maintain()

@@ -119,7 +119,8 @@ class Stream:
                         return
                     if not self._wanted():
                         return
-                    log.warning("the change stream of %s broke: %s", self._name, error)
+                    if pause == PAUSE_FIRST:
+                        log.info("the change stream of %s broke: %s", self._name, error)
                     self._stop.wait(pause)
                     pause = min(2 * pause, PAUSE_MOST)
                 else:
@@ -157,12 +158,12 @@ _guard = threading.Lock()
 def listen(
     listener: Listener, location: Location, name: str, events: Document, open: Callable[[], Server]
 ) -> Stream:
-    """Add a listener to this process's stream of the collection `name` at a location.
+    """Add a listener to this process's stream of some events of a collection at a location.
 
     `events` is what the server matches before it tells. `open` gives the stream a connection
     of its own, which it closes.
     """
-    key = (location, name)
+    key = (location, name, str(events))
     with _guard:
         stream = _streams.get(key)
         if stream is None:

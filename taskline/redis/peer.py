@@ -1,12 +1,10 @@
-"""One node among several: whether it answers, and for how long it is left out when it does not."""
+"""One node among several."""
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable
-from typing import TypeVar
 
+from taskline import peer
 from taskline.clock import Clock
 from taskline.errors import TransportError
 from taskline.redis.location import Location
@@ -14,52 +12,13 @@ from taskline.redis.node import Node
 
 log = logging.getLogger("taskline.redis")
 
-PAUSE_FIRST, PAUSE_MAX = 0.5, 10.0
-"""Seconds for which a node that did not answer is left out."""
 
-T = TypeVar("T")
-
-
-class Peer:
-    """`attempt` is how it is used; any thread may call it."""
+class Peer(peer.Peer):
+    """A node, and whether it answers."""
 
     def __init__(
         self, location: Location, clock: Clock, error: type[TransportError] = TransportError
     ) -> None:
+        super().__init__(f"Redis at {location}", clock, log)
         self.location = location
         self.node = Node(location, clock, error)
-        self._clock = clock
-        self._pause = PAUSE_FIRST
-        self.down = False
-        self.probe_at = 0.0
-        """When to try it again, of the monotonic clock, while it is down."""
-
-    def usable(self) -> bool:
-        """Whether it answers, or should be tried again."""
-        return not self.down or self._clock.monotonic() >= self.probe_at
-
-    def attempt(self, work: Callable[[], T]) -> T:
-        """Do something with it; raises `TransportError`, after which it is left out for a time."""
-        try:
-            self.before()
-            answer = work()
-        except TransportError as error:
-            if error.retryable:
-                self.failed(error)
-            raise
-        if self.down:
-            self.down = False
-            log.info("Redis at %s answers again", self.location)
-        self._pause = PAUSE_FIRST
-        return answer
-
-    def before(self) -> None:
-        """What has to be done before anything else; may raise `TransportError`."""
-
-    def failed(self, error: TransportError) -> None:
-        """Leave it out for a time, longer each time."""
-        if not self.down:
-            log.warning("%s; this node is left out until it answers", error)
-        self.probe_at = self._clock.monotonic() + self._pause * random.uniform(0.75, 1.0)
-        self._pause = min(2 * self._pause, PAUSE_MAX)
-        self.down = True

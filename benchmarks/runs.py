@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import PEERS, CannotInstall, python
+from integration.servers.mongo import MongoServer
 from integration.servers.rabbitmq import RabbitMQServer
 from integration.servers.redis import RedisServer
+from integration.servers.supply import Missing
 
 Figures = dict[str, Any]
 LIMIT = 900
@@ -45,27 +47,30 @@ class Scenario:
 def measure(peer: str, scenario: Scenario) -> Figures:
     """One run, where needed on a server of its own; raises `Failed`."""
     with contextlib.ExitStack() as stack:
-        address = ""
-        if peer.endswith("_redis"):
-            server = RedisServer()
-            stack.enter_context(server)
-            address = f"{server.url}/0"
-        elif peer.endswith("_rabbitmq"):
-            broker = RabbitMQServer()
-            stack.enter_context(broker)
-            address = broker.url
-        return run(peer, scenario, address)
+        addresses = {}
+        try:
+            if peer.endswith("_redis"):
+                redis = stack.enter_context(RedisServer())
+                addresses["BENCH_REDIS"] = f"{redis.url}/0"
+            elif peer.endswith("_mongodb"):
+                mongo = stack.enter_context(MongoServer())
+                addresses["BENCH_MONGODB"] = mongo.url
+            elif peer.endswith("_rabbitmq"):
+                rabbitmq = stack.enter_context(RabbitMQServer())
+                addresses["BENCH_RABBITMQ"] = rabbitmq.url
+        except Missing as error:
+            raise Failed(str(error)) from None
+        return run(peer, scenario, addresses)
 
 
-def run(peer: str, scenario: Scenario, address: str) -> Figures:
-    """One run in the peer's own environment, with the server at `address`."""
+def run(peer: str, scenario: Scenario, addresses: dict[str, str]) -> Figures:
+    """One run in the peer's own environment, with these servers."""
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
     environment = os.environ | {
         "BENCH_DIRECTORY": str(directory),
         "BENCH_RESULTS": "1" if scenario.results else "0",
         "BENCH_DURABILITY": scenario.durability,
-        "BENCH_REDIS": address,
-        "BENCH_RABBITMQ": address,
+        **addresses,
         "PYTHONDONTWRITEBYTECODE": "",
     }
     try:

@@ -19,6 +19,7 @@ OTHERS = {
         "sergeant_redis",
     ],
     "rabbitmq": ["celery_rabbitmq"],
+    "mongodb": ["celery_mongodb"],
 }
 """Who is measured beside us unless others are asked for."""
 
@@ -84,4 +85,16 @@ def rabbitmq(n: Callable[[int], int]) -> list[Scenario]:
     ]
 
 
-SCENARIOS = {"sqlite": sqlite, "redis": redis, "rabbitmq": rabbitmq}
+def mongodb(n: Callable[[int], int]) -> list[Scenario]:
+    """Each run has a server of its own, which is a stand-in: it takes far longer than MongoDB
+    for what is looked for among many, so the line is short."""
+    return [
+        Scenario("enqueue", "enqueue", {"n": n(500)}),
+        Scenario("bulk enqueue", "bulk", {"n": n(5000)}),
+        Scenario("drain", "drain", {"n": n(500)}),
+        Scenario("drain, results stored", "drain", {"n": n(500)}, results=True),
+        Scenario("call to start", "latency", {"n": n(100), "every": 0.05}),
+    ]
+
+
+SCENARIOS = {"sqlite": sqlite, "redis": redis, "rabbitmq": rabbitmq, "mongodb": mongodb}

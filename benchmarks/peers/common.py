@@ -29,6 +29,7 @@ DURABILITY = os.environ.get("BENCH_DURABILITY", "normal")
 REDIS = os.environ.get("BENCH_REDIS", "")
 """The URL of an empty server, for those that need one."""
 RABBITMQ = os.environ.get("BENCH_RABBITMQ", "")
+MONGODB = os.environ.get("BENCH_MONGODB", "")
 TARGET = int(os.environ.get("BENCH_TARGET", "0"))
 WORK = int(os.environ.get("BENCH_WORK", "0")) / 1e6
 """Seconds of processor time that `Marks.tick` uses up."""

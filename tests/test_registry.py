@@ -200,5 +200,5 @@ def test_passwords_are_hidden(url: str, shown: str) -> None:
 
 
 def test_no_password_is_shown_in_a_refusal() -> None:
-    for spec in ("mongodb://ann:hush@host", "sqlit://ann:hush@host", "ann:hush@host"):
+    for spec in ("mongodb://ann:hush@host:port", "sqlit://ann:hush@host", "ann:hush@host"):
         assert "hush" not in refusal(spec)

@@ -1,5 +1,5 @@
 # /// script
-# dependencies = ["taskline", "pymongo==4.18.3"]
+# dependencies = ["taskline", "pymongo"]
 # ///
 """Taskline on MongoDB, as shipped: one supervisor, one worker process, one thread.
 

@@ -6,8 +6,8 @@ import pytest
 
 from integration.mongo.conftest import Stores
 from taskline.clock import Clock
-from taskline.testing.cases import fencing, leases, looking, sending
-from taskline.testing.transport_suite import TransportConformance
+from taskline.testing.cases import dead, fencing, leases, looking, receiving, sending
+from taskline.testing.transport_suite import Histories, TransportConformance
 from taskline.transports.mongodb import MongoTransport
 
 
@@ -45,11 +45,24 @@ class TestMongoTransportInServerTime(
     def test_many_at_once(self) -> None: ...
 
 
-class TestSeveralServers(TransportConformance):
+class TestSeveralServers(
+    sending.Sending,
+    sending.Delay,
+    sending.Idempotence,
+    receiving.Waking,
+    receiving.Crowds,
+    leases.Leases,
+    leases.Recovery,
+    dead.DeadLetters,
+    looking.Peek,
+    looking.Removal,
+    looking.Health,
+    Histories,
+):
     """Two servers that know nothing of each other."""
 
     histories = 5
-    crowd = 200
+    crowd = 100
 
     @pytest.fixture
     def make_transport(self, mongo_nodes: Stores) -> Callable[[Clock], MongoTransport]:

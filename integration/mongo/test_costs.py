@@ -11,6 +11,7 @@ from integration.mongo.recorder import Recorder, recorded
 from taskline import Taskline
 from taskline.message import Delivery
 from taskline.mongo.stream import AWAIT
+from taskline.testing.cases.transport import messages
 from taskline.transports.mongodb import MongoTransport
 from taskline.transports.mongodb.transport import POLL_MOST
 from taskline.transports.nodes import RECHECK
@@ -99,6 +100,20 @@ def test_a_claim_costs_the_same_for_one_message_and_for_many(
         transport.ack(taken)
     transport.close()
     assert costs == [["find", "update", "find"]] * 3
+
+
+def test_many_that_come_due_at_once_are_claimed_piece_by_piece(
+    app: Taskline, recorder: Recorder
+) -> None:
+    due = app.clock.time() + 0.1
+    app.transport.send(messages(100, eta=due))
+    app.clock.sleep(0.2)
+    app.transport.maintain()
+    recorder.clear()
+    taken = app.transport.receive(["mail"], 10, 30, 0, "w")
+    assert len(taken) == 10
+    assert recorder.names[-3:] == ["find", "update", "find"], "nothing had to be given back"
+    app.transport.purge("mail")
 
 
 def test_many_empty_queues_cost_no_more_than_a_few(app: Taskline, recorder: Recorder) -> None:

@@ -6,13 +6,16 @@ In `messages`, by the message's id:
   t, c  token and consumer of who holds it
 In `dead`, by id: q, n, d, f as above, and `letter`, the rest of it.
 
-A place in line is the microsecond, of the server's clock, since which the message is
-ready or will be.
+A place in line is the millisecond, of the server's clock, since which the message is ready
+or will be, and twenty bits that tell those of one millisecond apart, in the order of their
+sending: a claim goes from one place to another, and no two messages share one (but by chance,
+if they come from different processes).
 """
 
 from __future__ import annotations
 
 import math
+import random
 from typing import Any, TypeAlias
 
 import msgspec
@@ -36,6 +39,8 @@ LARGEST = 15 * 1024 * 1024
 # Reads give times as numbers; the year 9999 is where a `datetime` ends.
 CODEC: CodecOptions[Document] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)
 _LATEST = 253_402_300_799_000
+_LAST = (1 << 43) - 1
+"""A millisecond of the year 2248, after which the line has no order."""
 _SURELY_PAST = 1.0
 """Seconds: an eta so long ago has passed for the server too."""
 
@@ -58,17 +63,31 @@ def date(seconds: float) -> DatetimeMS:
     return DatetimeMS(max(0, math.ceil(min(seconds * 1000, _LATEST))))
 
 
+def place(stamp: int) -> int:
+    """The place in line of what is ready since this microsecond."""
+    return _place(stamp // 1000, stamp % 1000 << 10 | random.getrandbits(10))
+
+
+def _place(millisecond: int, among_others: int) -> int:
+    return min(millisecond, _LAST) << 20 | among_others & 0xFFFFF
+
+
+def since(place: int) -> float:
+    """Unix seconds since which the message in this place is ready."""
+    return (place >> 20) / 1000
+
+
 def waiting(message: Message, stamp: int) -> Document:
     """The fields of a message that waits: for its eta, or in the line. `stamp` is now."""
     header = message.header
     found: Document = {
-        "q": header.queue, "s": READY, "p": header.priority, "n": stamp, "l": 0,
+        "q": header.queue, "s": READY, "p": header.priority, "n": place(stamp), "l": 0,
         "f": message.frame,
     }  # fmt: skip
     eta = header.eta
     if eta is not None and eta > stamp / 1_000_000 - _SURELY_PAST:
         found["s"], found["at"] = DELAYED, date(eta)
-        found["n"] = max(stamp, int(found["at"]) * 1000)
+        found["n"] = max(found["n"], _place(int(found["at"]), stamp))
     return found
 
 
@@ -103,7 +122,7 @@ def burial(letter: DeadLetter, stamp: int, deliveries: int) -> Document:
     told = msgspec.to_builtins(msgspec.structs.replace(letter, frame=b""))
     rest = {key: value for key, value in told.items() if key not in ("id", "queue")}
     return {
-        "_id": letter.id, "q": letter.queue, "n": stamp, "d": deliveries,
+        "_id": letter.id, "q": letter.queue, "n": place(stamp), "d": deliveries,
         "f": letter.frame, "letter": rest,
     }  # fmt: skip
 

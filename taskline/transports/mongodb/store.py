@@ -215,15 +215,14 @@ class Store:
         mine = {"c": consumer, "t": token}
         self._doubt = mine
         number = self.messages.bulk_write(updates, ordered=False).modified_count
-        found: list[Document] = []
-        if number:
-            found = list(self.messages.find(mine).limit(-len(piece)))
+        found = list(self.messages.find(mine).limit(-number)) if number else []
+        found.sort(key=lambda each: (-each["p"], each["n"]))
+        del found[len(piece) :]
         if len(found) < number:
             # More than was asked for, since some were given back meanwhile; or too large together.
             which = {**mine, "_id": {"$nin": [each["_id"] for each in found]}}
             self.messages.update_many(which, _UNTAKE)
         self._doubt = None
-        found.sort(key=lambda each: (-each["p"], each["n"]))
         return [records.delivery(each, self._number) for each in found]
 
     # What is held
@@ -358,7 +357,7 @@ class Store:
             stats = found.setdefault(queue, QueueStats(queue=queue))
             setattr(stats, records.STATES[state], each["number"])
             if state == READY:
-                stats.oldest = max(0.0, self.server.now() - each["first"] / 1_000_000)
+                stats.oldest = max(0.0, self.server.now() - records.since(each["first"]))
         for each in self.server.run(lambda: list(self.dead.aggregate(dead))):
             found.setdefault(each["_id"], QueueStats(queue=each["_id"])).dead = each["number"]
         return [found[name] for name in sorted(found)]

@@ -14,7 +14,8 @@ from taskline.transports.mongodb import MongoTransport
 class TestMongoTransport(TransportConformance):
     """In the tests' time, which the commands then name instead of the server's."""
 
-    histories = 20
+    histories = 12
+    shrink = False
     crowd = 200
 
     @pytest.fixture
@@ -62,6 +63,7 @@ class TestSeveralServers(
     """Two servers that know nothing of each other."""
 
     histories = 5
+    shrink = False
     crowd = 100
 
     @pytest.fixture

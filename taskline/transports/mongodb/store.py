@@ -279,8 +279,16 @@ class Store:
         lost: list[Delivery] = []
         change = [{"$set": {"at": self._in(lease)}}]
         for batch in _chunks(deliveries):
-            which = _those(batch)
-            if self._change(which, change) < len(batch):
+            claims: dict[ObjectId, list[str]] = {}
+            for each in batch:
+                claims.setdefault(each.receipt[0], []).append(each.id)
+            # One for each claim: a message lost to one of them may be held by another.
+            updates = [
+                UpdateMany({"_id": {"$in": ids}, "t": token}, change)
+                for token, ids in claims.items()
+            ]
+            done = self.server.run(partial(self.messages.bulk_write, updates, ordered=False))
+            if done.matched_count < len(batch):
                 lost += self.server.run(partial(self._held, batch))[1]
         return lost
 

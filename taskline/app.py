@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 AnyTask = TypeVar("AnyTask", bound=Task[..., Any])
 
 CALL = "taskline.call"
@@ -106,6 +107,23 @@ class BoundDecorator(Protocol):
     ) -> Task[P, None]: ...
     @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+
+
+class BatchDecorator(Protocol):
+    """What `@app.task(batch=...)` is: for a function of a list, whose items are the calls'."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[list[T]], Coroutine[Any, Any, None]], /
+    ) -> AsyncTask[[T], None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[T]], Coroutine[Any, Any, Sequence[R]]], /
+    ) -> AsyncTask[[T], R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], None], /) -> Task[[T], None]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Sequence[R]], /) -> Task[[T], R]: ...
 
 
 class Periodic(Protocol):
@@ -217,8 +235,37 @@ class Taskline:
         bind: Literal[False] = False,
         **options: Unpack[TaskOptions],
     ) -> Decorator: ...
+    @overload
     def task(
-        self, function: Any = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]
+        self,
+        function: None = None,
+        /,
+        *,
+        batch: int,
+        batch_wait: float = ...,
+        bind: Literal[False] = False,
+        **options: Unpack[TaskOptions],
+    ) -> BatchDecorator: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        batch: int,
+        batch_wait: float = ...,
+        bind: Literal[True],
+        **options: Unpack[TaskOptions],
+    ) -> Callable[[Any], Task[..., Any]]: ...
+    def task(
+        self,
+        function: Any = None,
+        /,
+        *,
+        bind: bool = False,
+        batch: int | None = None,
+        batch_wait: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Any:
         """Make a task of a function: `@app.task`, or `@app.task(queue="mail", retry=3)`.
 
@@ -231,6 +278,8 @@ class Taskline:
         `expires`: seconds after which it is not started any more. `result_ttl`: seconds for
         which the outcome is kept. `serializer`. `ack`: "late", after the run, or "early",
         before it (at most once). `durable`: what its steps return is kept (`taskline.step`).
+        `batch`: a run gets the arguments of up to so many messages, as one list; the first
+        of them waits `batch_wait` seconds for more (0.1). See `docs/batches.md`.
         `bind`: the first argument is the task itself.
         `middleware`: for the runs of this task, inside the app's.
 
@@ -238,7 +287,11 @@ class Taskline:
         task, and for a name that another function has.
         """
         refuse_unknown(options, TASK_OPTIONS)
-        given = {**options, "bind": bind}
+        given: dict[str, Any] = {**options, "bind": bind}
+        if batch is not None:
+            given |= {"batch": batch, "batch_wait": batch_wait}
+        elif batch_wait is not None:
+            raise ConfigurationError("batch_wait= goes with batch=: how many messages a run gets")
         if function is None:
             return lambda function: self._register(make(self, function, given))
         return self._register(make(self, function, given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, cast
 
@@ -49,6 +50,9 @@ class Request:
         "receipt",
         "reported",
     )
+
+    batch: Sequence[Request] = ()
+    """In a batch task: the requests of its calls, in the order of the items."""
 
     def __init__(
         self,
@@ -151,6 +155,29 @@ class Request:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+class BatchRequest(Request):
+    """A run of a batch task. It speaks of its first call; `batch` has the requests of all."""
+
+    __slots__ = ("batch",)
+
+    def __init__(self, batch: list[Request]) -> None:
+        first = batch[0]
+        super().__init__(
+            first.header,
+            deliveries=first.deliveries,
+            receipt=first.receipt,
+            deadline=first.deadline,
+        )
+        self.batch = batch
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        for each in self.batch:
+            each.progress(done, total, message)
+
+    def sent(self, id: str) -> None:
+        self.batch[0].sent(id)
 
 
 _request: ContextVar[Request | None] = ContextVar("taskline_request", default=None)

@@ -277,7 +277,7 @@ class TaskSignature:
         """Work out the conversions. Two threads may do so at once; they find the same."""
         from taskline.conversion import conversion
 
-        hints, problems = hints_of(self.function)
+        hints, problems = self._hints()
         if self.is_generator and "return" in hints:
             hints["yield"], hints["return"] = _of_generator(hints["return"])
         parameters = self.signature.parameters
@@ -309,6 +309,9 @@ class TaskSignature:
         for name, problem in problems.items():
             if name in parameters or name == "return":
                 self._warn(name, problem)
+
+    def _hints(self) -> tuple[dict[str, Any], dict[str, Exception]]:
+        return hints_of(self.function)
 
     def _warn(self, name: str, error: Exception) -> None:
         import logging

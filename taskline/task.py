@@ -33,6 +33,8 @@ V = TypeVar("V")
 First = TypeVar("First", contravariant=True)
 Item = TypeVar("Item", contravariant=True)
 
+BATCH_WAIT = 0.1
+"""Seconds for which the first message of a batch waits for more, unless told otherwise."""
 _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
 """Bits of `co_flags`, as `inspect` names them; importing it would cost more than all of this."""
 
@@ -241,6 +243,8 @@ class Task(Calls[P, R]):
         ack: str = "late",
         bind: bool = False,
         durable: bool = False,
+        batch: int | None = None,
+        batch_wait: float | None = None,
         middleware: Sequence[Middleware] = (),
     ) -> None:
         settings = app.settings
@@ -270,8 +274,13 @@ class Task(Calls[P, R]):
         self.hooks: Hooks | None = None
         """What is called around its runs, the app's middleware and its own; None if nothing is."""
         self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
-        self.signature = TaskSignature(function, bind)
+        self.batch, self.batch_wait = 0, 0.0
+        """How many messages one run gets at most; 0 for tasks that are no batches."""
         flags = _flags(function)
+        if batch is None:
+            self.signature = TaskSignature(function, bind)
+        else:
+            self._be_batch(batch, batch_wait, flags, durable)
         if flags & (_GENERATOR | _ASYNC_GENERATOR):
             from taskline.streaming import storing_items
 
@@ -287,9 +296,25 @@ class Task(Calls[P, R]):
         super().__init__(app, own, self.signature, options)
         update_wrapper(cast(Any, self), function, updated=())
 
+    def _be_batch(self, batch: int, wait: float | None, flags: int, durable: bool) -> None:
+        from taskline import batching
+
+        if flags & (_GENERATOR | _ASYNC_GENERATOR) or durable:
+            raise ConfigurationError("batch= is neither for generators nor for durable tasks")
+        batching.check(batch, self.ack)
+        self.batch = batch
+        self.batch_wait = BATCH_WAIT if wait is None else check.seconds("batch_wait", wait)
+        self.signature = batching.ItemSignature(self.function, self.bind)
+        self.body = batching.one_by_one(self)
+
+    def call_batch(self, items: list[Any]) -> Any:
+        """The function's value, or its coroutine, for the items of many calls."""
+        return self.function(self, items) if self.bind else self.function(items)
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now."""
-        result: R = self.function(*((self, *args) if self.bind else args), **kwargs)
+        call = self.body if self.batch else self.function
+        result: R = call(*((self, *args) if self.bind else args), **kwargs)
         return result
 
     def hook_up(self) -> None:

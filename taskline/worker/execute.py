@@ -113,6 +113,9 @@ class Job:
         "verdict",
     )
 
+    members: Sequence[Job] = ()
+    """Of a batch: the jobs that are run together."""
+
     def __init__(
         self, delivery: Delivery, header: Header | None, body: bytes, task: Task[..., Any] | None
     ) -> None:
@@ -179,6 +182,14 @@ class Job:
         self.started = now
         return min(self.deadline or self.soft_deadline, self.soft_deadline or self.deadline)
 
+    def run_members(self, runner: Runner, gate: Gate | None) -> None:
+        """Run a batch: see `gather.BatchJob`."""
+        raise NotImplementedError
+
+    async def run_members_async(self, runner: Runner) -> None:
+        """As `run_members`, in an event loop."""
+        raise NotImplementedError
+
     def abandon(self) -> Job:
         """A job for the same delivery, to settle while this one's code still runs."""
         self.abandoned = True
@@ -234,6 +245,9 @@ class Runner:
 
     def run(self, job: Job, gate: Gate | None = None) -> None:
         """Run a `def` task in this thread; through the `gate`, its own code may be interrupted."""
+        if job.members:
+            job.run_members(self, gate)
+            return
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
@@ -246,7 +260,7 @@ class Runner:
             args, kwargs = task.signature.convert(args, kwargs)
             if log.isEnabledFor(self._level_of_start):
                 self._log_start(task, header, args, kwargs)
-            token = context.activate(self._request(job, header))
+            token = context.activate(self.request(job, header))
             try:
                 if task.hooks is not None:
                     task.hooks.call("before_run", job.request)
@@ -270,6 +284,9 @@ class Runner:
         """Run an `async def` task in this event loop."""
         from asyncio import CancelledError, to_thread
 
+        if job.members:
+            await job.run_members_async(self)
+            return
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
@@ -282,7 +299,7 @@ class Runner:
             args, kwargs = task.signature.convert(args, kwargs)
             if log.isEnabledFor(self._level_of_start):
                 self._log_start(task, header, args, kwargs)
-            token = context.activate(self._request(job, header))
+            token = context.activate(self.request(job, header))
             try:
                 if task.hooks is not None:
                     await task.hooks.await_all("before_run", job.request)
@@ -316,7 +333,23 @@ class Runner:
         except TransportError as error:
             raise _NotNow from error
 
-    def _request(self, job: Job, header: Header) -> context.Request:
+    def arguments(self, job: Job) -> tuple[Any, Any]:
+        """A job's arguments as its task declares them; raises what is wrong with them."""
+        task, header = job.task, job.header
+        assert task is not None
+        assert header is not None
+        args, kwargs = self._arguments(header, job.body)
+        if header.flow is not None:
+            args, kwargs = self._with_results(job, args, kwargs)
+        if header.queue in self._models:
+            args = self._models[header.queue].convert(header.task, args, kwargs)
+        args, kwargs = task.signature.convert(args, kwargs)
+        if log.isEnabledFor(self._level_of_start):
+            self._log_start(task, header, args, kwargs)
+        return args, kwargs
+
+    def request(self, job: Job, header: Header) -> context.Request:
+        """What the job's run knows of itself."""
         delivery = job.delivery
         request = job.request = context.Request(
             header, deliveries=delivery.deliveries, receipt=delivery.receipt
@@ -376,6 +409,13 @@ class Runner:
 
     def failed(self, job: Job, error: BaseException) -> None:
         """The task, or decoding its arguments, raised."""
+        if job.members:
+            job.finished = self.now()
+            for member in job.members:
+                if not (member.verdict or member.lost):
+                    member.interrupted = job.interrupted
+                    self.failed(member, error)
+            return
         header = job.header
         assert header is not None
         now = job.finished = self.now()
@@ -436,6 +476,11 @@ class Runner:
 
     def broken(self, job: Job, error: Exception) -> None:
         """Taskline itself failed to end the run. That must cost the message, not the slot."""
+        if job.members:
+            for member in job.members:
+                if not (member.verdict or member.lost):
+                    self.broken(member, error)
+            return
         log.critical("task %s: a defect in Taskline", job.delivery.id, exc_info=error)
         self.bury(job, error, f"a defect in Taskline, please report it: {error!r}")
 

@@ -19,6 +19,7 @@ from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
 from taskline.worker.execute import Job, Runner
 from taskline.worker.flows import Flows
+from taskline.worker.gather import Gather, expanded
 from taskline.worker.herald import Herald
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
@@ -64,6 +65,7 @@ class IOThread:
         condemned: Condemned | None = None,
         lifetime: Lifetime | None = None,
         starvation: float | None = None,
+        batch_places: int = 0,
     ) -> None:
         self._app = app
         self._runner = runner
@@ -103,6 +105,13 @@ class IOThread:
         self._full_until = 0.0
         """Until then no coroutine is asked for while none could run."""
         self._crowded_until = 0.0
+        self._sparse_until = 0.0
+        """Until then room in batches is no reason to ask for more."""
+        self._gather = (
+            Gather(ledger, range(slots + async_slots, slots + async_slots + batch_places))
+            if any(task.batch for task in app.tasks.values())
+            else None
+        )
         """Until then idle places for coroutines are no reason to ask for more."""
         self._transport: Transport
         self._backend: Backend | None
@@ -264,6 +273,11 @@ class IOThread:
         if self.async_slots is not None and self.async_slots.waiting:
             until = min(until, self.async_slots.moved_at + PATIENCE)
         until = self._watch.next_due(self._watch.running(), until)
+        if self._gather is not None:
+            self._begin_batches(now, self._gather)
+            due = self._gather.next_due()
+            if due > now:
+                until = min(until, due)
         if now < self._outage.retry_at:
             self._sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:
@@ -293,6 +307,8 @@ class IOThread:
             room = room if room > self._prefetch.target() // 2 else 0
         elif now >= self._crowded_until:
             room = max(room, idle_async)
+        if self._gather is not None and now >= self._sparse_until and (room or idle_async):
+            room = max(room, self._gather.room(self._app.tasks.values()))
         if self._lifetime is not None:
             room = self._lifetime.limit(room, len(self._settlements.held))
         return self._quarantine.limit(room)
@@ -361,6 +377,17 @@ class IOThread:
             raise
         plain, coroutines, _ = self._quarantine.isolate(self._admission.admit(deliveries))
         give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
+        if self._gather is not None:
+            before = len(plain)
+            plain = self._gather.take(plain, now)
+            coroutines = self._gather.take(coroutines, now)
+            if self._quarantine.occupied:
+                give_back(self._gather.take_back())
+            fit = max(0, self._sync_room(waiting))
+            if before and len(plain) > fit:  # asked for to fill a batch, and of another task
+                give_back(plain[fit:])
+                plain = plain[:fit]
+                self._sparse_until = now + PATIENCE
         if self.async_slots is not None:
             # A broker does not tell `def` tasks from coroutines: there may be too many of either.
             idle = self.async_slots.idle
@@ -384,9 +411,12 @@ class IOThread:
     def _collect(self) -> None:
         """Take over what the slots have finished."""
         done = self.exchange.done
-        durations = []
+        durations: list[float] = []
         while done:
             job = done.popleft()
+            if job.members:
+                self._collect_batch(job, durations)
+                continue
             if job.started:
                 durations.append(job.finished - job.started)
             if not job.abandoned:
@@ -394,6 +424,28 @@ class IOThread:
         if self._lifetime is not None:
             self._lifetime.tasks += len(durations)
         self._prefetch.observe(durations)
+
+    def _collect_batch(self, batch: Job, durations: list[float]) -> None:
+        """Take over the members of a batch; each took its share of the time."""
+        assert self._gather is not None
+        self._gather.ended(batch)
+        share = (self._clock.time() - batch.started) / len(batch.members)
+        durations += [max(share, 0.0)] * len(batch.members)
+        if not batch.abandoned:
+            for member in batch.members:
+                if member.verdict:
+                    self._settlements.add(member)
+
+    def _begin_batches(self, now: float, gather: Gather) -> None:
+        """Give idle slots the batches that are full or have waited long enough."""
+        idle = sum(slot.current is None for slot in self.slots) - self.exchange.ready.qsize()
+        idle_async = self.async_slots.idle if self.async_slots is not None else 0
+        plain, coroutines = gather.begin(now, idle, idle_async)
+        for job in plain:
+            self.exchange.ready.put(job)
+        if coroutines and self.async_slots is not None:
+            self.async_slots.start(coroutines)
+        self._settlements.give_back(gather.stuck(now))
 
     def _hand_back_stuck(self, now: float) -> None:
         """Hand back what waits behind long tasks, so that idle slots elsewhere can have it."""
@@ -413,6 +465,8 @@ class IOThread:
         settlements, exchange = self._settlements, self.exchange
         self._quarantine.hand_back()
         settlements.give_back(exchange.take_back())
+        if self._gather is not None:
+            settlements.give_back(self._gather.take_back())
         running = self._watch.running()
         if now < by and (running or exchange.ready.qsize() or exchange.done):
             settlements.flush()
@@ -421,7 +475,11 @@ class IOThread:
             log.warning("%d running tasks are handed back: their time is over", len(running))
             for job in running:
                 job.abandoned = True
-            settlements.give_back(job for job in running if not job.early and not job.lost)
+            for job in expanded(running):
+                if job.verdict:  # a member of a batch that was not to run
+                    settlements.add(job)
+                elif not (job.early or job.lost):
+                    settlements.give_back([job])
         settlements.give_back(exchange.take_back(early=True))
         self._collect()
         settlements.flush()

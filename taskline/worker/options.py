@@ -37,6 +37,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Processors that the processes are bound to, one each, in turn."""
     schedule: bool = True
     """Whether this worker may be the one that sends the messages of schedules."""
+    batch_places: int = 0
+    """Set by the supervisor: how many messages of batches it is told of beside the slots'."""
     name: str | None = None
     """Default: the host's name and the supervisor's pid."""
     start_method: str = "fork"

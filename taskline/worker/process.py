@@ -77,6 +77,7 @@ class Worker:
             prefetch=settings.prefetch if options.prefetch is None else options.prefetch,
             slots=options.threads,
             async_slots=options.async_slots,
+            batch_places=options.batch_places,
             ledger=ledger,
             condemned=condemned,
             lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
@@ -211,7 +212,7 @@ def main(arguments: list[str]) -> int:
     ledger, condemned, control = map(int, descriptors)
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
-    slots = options.threads + options.async_slots
+    slots = options.threads + options.async_slots + options.batch_places
     return run_child(
         lambda: find_app(path),
         options,

@@ -60,7 +60,9 @@ class Exchange:
                 job = self.ready.get_nowait()
             except Empty:
                 break
-            if job is not None and not job.lost:
+            if job is not None and job.members:
+                jobs += (each for each in job.members if not each.lost)
+            elif job is not None and not job.lost:
                 (kept if job.early and not early else jobs).append(job)
         for job in kept:
             self.ready.put(job)

@@ -26,6 +26,7 @@ from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import import_included
 from taskline.worker import lifetime
+from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import STOP, STOP_NOW
@@ -75,7 +76,9 @@ class Supervisor:
         self.name = self.options.name or f"{socket.gethostname()}-{os.getpid()}"
         self._clock = app.clock
         self._grace = app.settings.grace if self.options.grace is None else self.options.grace
-        self._slots = self.options.threads + self.options.async_slots
+        places = batch_places(app, self.options.threads)
+        self.options = msgspec.structs.replace(self.options, batch_places=places)
+        self._slots = self.options.threads + self.options.async_slots + places
         self._children: list[Child] = []
         self._condemned = Condemned()
         self._to_recover: list[tuple[str, list[str]]] = []

@@ -12,6 +12,7 @@ from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
 from taskline.message import Header
 from taskline.worker.execute import Job, Runner
+from taskline.worker.gather import expanded
 from taskline.worker.ledger import Ledger
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
@@ -87,7 +88,7 @@ class Watch:
         again = now >= self._next_report
         fresh = [
             job
-            for job in running
+            for job in expanded(running)
             if not job.lost
             and job.started
             and ((not job.marked and job.started < before) or (again and _has_news(job)))
@@ -163,8 +164,9 @@ class Watch:
             return
         twin = job.abandon()
         held = self._settlements.held
-        if job.delivery in held:
-            held[job.delivery] = twin
+        for each in expanded([twin]):
+            if each.delivery in held:
+                held[each.delivery] = each
         self._runner.failed(twin, job.interrupted)
         self._exchange.done.append(twin)
         self._pardon(job)

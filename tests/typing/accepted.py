@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Generator
 from datetime import datetime, timezone
 from typing import Any
 
 from typing_extensions import assert_type
 
-from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task, emit
+from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task, emit, step
 from taskline.lock import Lock
 from taskline.workflows import (
     FlowResult,
@@ -226,3 +226,58 @@ def emitting_nothing() -> None:
 
 assert_type(app.task(emitting).delay(1), AsyncResult[int])
 assert_type(app.task(emitting_nothing).delay(), AsyncResult[None])
+
+
+# Batches: the function has a list, a call one item
+@app.task(batch=100, batch_wait=0.5)
+def index(documents: list[str]) -> list[int]:
+    return [len(each) for each in documents]
+
+
+@app.task(batch=10)
+async def drop(numbers: list[int]) -> None: ...
+
+
+assert_type(index, Task[[str], int])
+assert_type(index.delay("a").get(), int)
+assert_type(drop, AsyncTask[[int], None])
+
+
+# Generators: what they return is the result, what they yield is streamed
+@app.task
+def rows(count: int) -> Generator[str, None, int]:
+    yield "row"
+    return count
+
+
+@app.task
+async def words(text: str) -> AsyncIterator[str]:
+    yield text
+
+
+assert_type(rows.delay(count=1).get(), int)
+assert_type(words.delay("a"), AsyncResult[None])
+
+
+# Schedules keep the task's type
+@app.periodic(every=60)
+@app.task
+def tick(number: int = 1) -> str:
+    return str(number)
+
+
+@app.periodic(cron="@daily")
+async def nightly() -> int:
+    return 1
+
+
+assert_type(tick.delay(number=1), AsyncResult[str])
+assert_type(nightly, AsyncTask[[], int])
+
+
+# Steps
+@app.task(durable=True)
+def order(number: int) -> str:
+    paid = step("pay", len, "xxx")
+    assert_type(paid, int)
+    return str(paid)

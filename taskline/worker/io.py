@@ -410,12 +410,12 @@ class IOThread:
 
     def _collect(self) -> None:
         """Take over what the slots have finished."""
-        done = self.exchange.done
+        done, gather = self.exchange.done, self._gather
         durations: list[float] = []
         while done:
             job = done.popleft()
-            if job.members:
-                self._collect_batch(job, durations)
+            if gather is not None and job.members:
+                self._collect_batch(job, gather, durations)
                 continue
             if job.started:
                 durations.append(job.finished - job.started)
@@ -425,10 +425,9 @@ class IOThread:
             self._lifetime.tasks += len(durations)
         self._prefetch.observe(durations)
 
-    def _collect_batch(self, batch: Job, durations: list[float]) -> None:
+    def _collect_batch(self, batch: Job, gather: Gather, durations: list[float]) -> None:
         """Take over the members of a batch; each took its share of the time."""
-        assert self._gather is not None
-        self._gather.ended(batch)
+        gather.ended(batch)
         share = (self._clock.time() - batch.started) / len(batch.members)
         durations += [max(share, 0.0)] * len(batch.members)
         if not batch.abandoned:

@@ -34,6 +34,8 @@ class QueueSettings(msgspec.Struct, kw_only=True):
     """The type of the one argument that its tasks take, or the dotted path of the type."""
     task: str | None = None
     """The task that runs plain messages, those of other programs, with their payload."""
+    plain: bool | None = None
+    """Write messages to it as other programs do: the one argument as JSON, and nothing else."""
     dead_letters: str | None = None
     """The queue under whose name its dead letters are kept; by default its own."""
 
@@ -46,6 +48,7 @@ class Route(msgspec.Struct, frozen=True):
     serializer: str | None
     task: str | None
     dead_letters: str
+    plain: bool = False
 
 
 class Queues:
@@ -79,12 +82,19 @@ class Queues:
                 f"queues: {name}: serializer={found.serializer!r}: accept has only "
                 f"{', '.join(settings.accept)}: add it"
             )
+        if found.plain and (found.serializer not in (None, "json") or settings.compression):
+            raise ConfigurationError(
+                f"queues: {name}: plain messages are JSON: leave out its serializer and compression"
+            )
+        if found.plain:
+            found.serializer = "json"
         self.routes[name] = Route(
             self._connector(name, found.broker),
             found.name or name,
             found.serializer,
             found.task,
             found.dead_letters or name,
+            bool(found.plain),
         )
         if found.model is not None:
             self._models[name] = Model(name, found.model)
@@ -131,6 +141,7 @@ class Queues:
             or route.name != queue
             or route.dead_letters != queue
             or route.task is not None
+            or route.plain
             for queue, route in self.routes.items()
         )
 

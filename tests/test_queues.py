@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskline import Taskline
+from taskline import Retry, Taskline, current_task, emit
 from taskline.errors import ConfigurationError, InvalidArguments, TransportError
 from taskline.message import DeadLetter, split
 from taskline.transports import open_transport
@@ -125,6 +125,8 @@ def test_it_is_read_from_files_and_the_environment(
             "dead_letters='dlq' is at another broker",
         ),
         ({"queues": {"a": {}}, "queue": 5}, "queue = 5"),
+        ({"queues": {"a": {"plain": True}}, "compression": "zlib"}, "plain messages are JSON"),
+        ({"queues": {"a": {"plain": True, "serializer": "msgpack"}}}, "plain messages are JSON"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(settings: dict[str, Any], complaint: str) -> None:
@@ -305,6 +307,62 @@ def _plain(key: str, frame: bytes) -> Any:
     from taskline.testing.cases.transport import message
 
     return message(key, "raw.v1", frame=frame)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Taskline]:
+    """`out` is for other programs, `both` is read here too."""
+    app = Taskline(
+        "out",
+        broker=f"sqlite:///{tmp_path}/out.db",
+        backend=f"sqlite:///{tmp_path}/results.db",
+        serializer="msgpack",
+        signing_key="a key of sixteen characters",
+        accept_unsigned=True,
+        queues={
+            "out": {"plain": True, "name": "prod.out"},
+            "both": {"plain": True, "task": "out.take", "model": Event},
+        },
+    )
+
+    @app.task(name="out.take", queue="both", retry={"max": 1, "wait": 0})
+    def take(event: Event) -> str:
+        if current_task.attempt == 1:
+            raise Retry("again")
+        return event.user
+
+    @app.task(name="out.pass")
+    def pass_on(*numbers: int) -> int:
+        publish: Any = app.by_name("publish").options(queue="out")
+        return emit(publish.si(*numbers), result=len(numbers))
+
+    with app:
+        yield app
+
+
+def test_a_plain_queue_gets_the_payload_alone(out: Taskline) -> None:
+    out.send_task("publish", (Event("ann"),), queue="out")
+    (stored,) = out.transport.peek("out")
+    assert stored.frame == b'{"user":"ann","count":1}'
+    for args, options in (((1, 2), {}), ((), {}), ((1,), {"serializer": "msgpack"})):
+        with pytest.raises(TransportError, match="the queue out carries plain JSON"):
+            out.send_task("publish", args, queue="out", **options)  # type: ignore[arg-type]
+
+
+def test_what_is_plain_comes_back_as_a_call_and_is_retried(out: Taskline) -> None:
+    result = out.tasks["out.take"].delay(Event("ann"))
+    worker = Worker(out, WorkerOptions(threads=1))
+    worker.start()
+    try:
+        assert out.AsyncResult(result.id).get(timeout=20) == "ann"
+        assert out.tasks["out.pass"].delay(7).get(timeout=20) == 1
+        out.tasks["out.pass"].delay(7, 8)
+        (letter,) = buried(out)
+        assert "carries plain JSON" in letter.reason
+    finally:
+        worker.stop(5)
+    (stored,) = out.transport.peek("out")
+    assert stored.frame == b"7"
 
 
 def test_eager_tasks_get_their_model(tmp_path: Path) -> None:

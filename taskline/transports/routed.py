@@ -243,7 +243,14 @@ class RoutedTransport(Transport):
 
     def send(self, messages: Sequence[Message]) -> None:
         for connector, group in self._grouped(messages, _queue_of).items():
-            connector.transport.send([_renamed(message, name) for name, message in group])
+            connector.transport.send([self._written(message, name) for name, message in group])
+
+    def _written(self, message: Message, name: str) -> Message:
+        """The message as its transport stores it."""
+        route = self._routes.get(message.header.queue)
+        if route is not None and route.plain and message.header.attempt == 1:
+            message = Message(message.header, _payload(message))
+        return _renamed(message, name)
 
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         home = self._connectors[""]
@@ -255,7 +262,7 @@ class RoutedTransport(Transport):
             )
         group = groups.get(home, [])
         home.transport.send_within(
-            transaction, [_renamed(message, name) for name, message in group]
+            transaction, [self._written(message, name) for name, message in group]
         )
 
     # Receiving
@@ -648,6 +655,21 @@ def _renamed(message: Message, queue: str) -> Message:
     if message.header.queue == queue:
         return message
     return Message(msgspec.structs.replace(message.header, queue=queue), message.frame)
+
+
+def _payload(message: Message) -> bytes:
+    """The one argument of a call, as JSON; raises `TransportError` for what has another form."""
+    frame = message.frame.partition(b"\n")[2] if message.frame[:1] == b"~" else message.frame
+    header, body = split(frame)
+    if header.serializer == "json" and not header.compression:
+        args, kwargs = msgspec.json.decode(body)
+        if len(args) == 1 and not kwargs:
+            return msgspec.json.encode(args[0])
+    raise TransportError(
+        f"{header.task}: the queue {message.header.queue} carries plain JSON: call with one "
+        "positional argument and no serializer",
+        retryable=False,
+    )
 
 
 def _queue_of(message: Message) -> str:

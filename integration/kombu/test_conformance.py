@@ -8,7 +8,7 @@ import pytest
 
 from integration.servers.redis import RedisServer
 from taskline.clock import Clock
-from taskline.testing.cases import dead, fencing, leases, looking, sending
+from taskline.testing.cases import dead, leases, looking, sending
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.kombu import KombuTransport
 
@@ -26,7 +26,6 @@ class TestRabbitMQ(TransportConformance):
 
 class Essentials(
     sending.Delay,
-    fencing.Fencing,
     leases.Connections,
     leases.Release,
     leases.Replace,

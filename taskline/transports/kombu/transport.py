@@ -282,7 +282,7 @@ class KombuTransport(Transport):
         again: list[tuple[Taken, Parcel]] = []
         for each in taken:
             headers = each.headers
-            before, lost = int(headers.get(DELIVERIES, 0)), int(headers.get(LOST, 0))
+            before, lost = int(_number(headers, DELIVERIES)), int(_number(headers, LOST))
             early = _due(headers) - self.clock.time()
             if each.redelivered and not each.counted:
                 # That it was handed over before is all that the broker tells: we count.
@@ -536,14 +536,19 @@ def _message(taken: Taken, queue: str) -> tuple[str, bytes]:
     """The id and the frame of a message, wrapped if it is not Taskline's own."""
     headers = taken.headers
     if taken.content_type == OWN:
-        return str(headers.get(ID) or ""), taken.body
+        known = str(headers.get(ID) or _unknown(taken))
+        return known.encode(errors="replace").decode(), taken.body
     theirs = {key: value for key, value in headers.items() if not key.startswith("taskline-")}
     properties = {key: taken.properties[key] for key in KEPT if taken.properties.get(key)}
     properties["queue"] = queue
     envelope = wrapped.Envelope(theirs, taken.content_type, taken.content_encoding, properties)
     found = headers.get("id") or headers.get(ID) or properties.get("correlation_id")
-    known = str(found or "unknown-" + sha256(taken.body).hexdigest()[:32])
-    return known, wrapped.wrap(envelope, taken.body)
+    known = str(found or _unknown(taken))
+    known = known.encode(errors="replace").decode()
+    try:
+        return known, wrapped.wrap(envelope, taken.body)
+    except (ValueError, TypeError, RecursionError):  # headers that JSON cannot carry at all
+        return known, wrapped.wrap(wrapped.Envelope(), taken.body)
 
 
 def _capabilities(kind: str, location: Location) -> Capabilities:
@@ -567,10 +572,21 @@ def _capabilities(kind: str, location: Location) -> Capabilities:
     return _with(none, durable=kind in ("redis", "sqs"))
 
 
+def _unknown(taken: Taken) -> str:
+    """An id for a message that has none, the same each time it is handed over."""
+    return "unknown-" + sha256(taken.body).hexdigest()[:32]
+
+
+def _number(headers: dict[str, Any], name: str) -> float:
+    """A header of ours; 0 for what somebody else may have written there."""
+    found = headers.get(name, 0)
+    return found if isinstance(found, (int, float)) and abs(found) < 1e12 else 0
+
+
 def _due(headers: dict[str, Any]) -> float:
     """When a message is due, Unix seconds; by Taskline's header, or by Celery's."""
     if DUE in headers:
-        return float(headers[DUE])
+        return _number(headers, DUE)
     if "eta" in headers and ID not in headers:
         with contextlib.suppress(ValueError):
             return wrapped.moment(headers["eta"]) or 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from binascii import crc32
 from collections.abc import Iterator
 
 import pytest
@@ -168,3 +169,27 @@ def test_outcomes_of_a_dead_node_are_kept_by_the_next(
     assert found == {each.id: each for each in outcomes}
     here.close()
     there.close()
+
+
+def test_each_key_and_lock_is_on_the_server_that_its_name_picks(
+    servers: list[RedisServer], urls: list[str]
+) -> None:
+    """So that any process finds it, and no two hold the same lock."""
+    backend = open_backend(urls)
+    keys = backend.keys()
+    names = [f"name-{number}" for number in range(30)]
+    for name in names:
+        assert keys.set(name, b"1", None)
+        keys.acquire(name, "me", 60)
+    for kind in "gl":
+        found = [
+            sorted(
+                line for line in server.do("KEYS", f"*{kind}:*").split("\r\n") if "name-" in line
+            )
+            for server in servers
+        ]
+        assert found == [
+            sorted(f"{{taskline}}{kind}:{name}" for name in names if crc32(name.encode()) % 3 == at)
+            for at in range(3)
+        ]
+    backend.close()

@@ -37,7 +37,8 @@ TICK = 1.0
 LINGER = 0.005
 """Seconds for which finished jobs gather while the slots have more to do."""
 MOMENT = 0.001
-"""Seconds for which nothing is received, so that brief tasks which just began are settled first."""
+"""Seconds that brief tasks are given before anything else is done: they begin at once when this
+thread gives way, and are settled before more is received."""
 UPKEEP_AT_LEAST = 15.0
 """Seconds after which a process that is never idle does the upkeep all the same."""
 
@@ -98,7 +99,6 @@ class IOThread:
         self._next_upkeep = 0.0
         self._taken = 0
         self._taken_at = 0.0
-        self._just_took_in = False
         self._receiving: Transport | None = None
         self._stop_by: float | None = None
         self._outage = Outage(self._clock)
@@ -282,9 +282,6 @@ class IOThread:
             self._sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:
             self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
-        elif self._just_took_in and self._settlements.held and self._prefetch.brief:
-            self._just_took_in = False
-            self._sleep(min(until - now, MOMENT))
         elif (room := self._room(now, 0)) > 0:
             self._receive(room, until - now)
         else:
@@ -336,6 +333,8 @@ class IOThread:
             self._receiving = None
         if deliveries:
             self._take_in(deliveries)
+            if self._prefetch.brief and len(self._settlements.held) <= len(self.slots):
+                self._sleep(MOMENT)
         now = self._clock.monotonic()
         idle = wait > 0 and not self._settlements.held
         if self._starvation is not None:
@@ -403,7 +402,6 @@ class IOThread:
                 self._crowded_until = now + PATIENCE
         if not waiting:
             self._taken_at = now
-        self._just_took_in = True
         put = self.exchange.ready.put
         for job in plain:
             put(job)

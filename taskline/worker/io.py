@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import threading
+from itertools import chain
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
@@ -374,7 +375,15 @@ class IOThread:
         except TransportError:
             self._settlements.refuse(deliveries)
             raise
-        plain, coroutines, _ = self._quarantine.isolate(self._admission.admit(deliveries))
+        try:
+            admitted = self._admission.admit(deliveries)
+        except TransportError:
+            held = self._settlements.held
+            self._settlements.refuse([each for each in deliveries if each not in held])
+            raise
+        if self._app.hooks.of_receives:
+            self._app.hooks.call("after_receive", [job.header for job in chain(*admitted)])
+        plain, coroutines, _ = self._quarantine.isolate(admitted)
         give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
         if self._gather is not None:
             before = len(plain)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -24,6 +25,7 @@ from bson.codec_options import DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
+from taskline.errors import TransportError
 from taskline.message import DeadLetter, Delivery, Message
 from taskline.mongo.layout import Layout
 from taskline.transports.base import StoredMessage
@@ -89,6 +91,17 @@ def waiting(message: Message, stamp: int) -> Document:
         found["s"], found["at"] = DELAYED, date(eta)
         found["n"] = max(found["n"], _place(int(found["at"]), stamp))
     return found
+
+
+def check_sizes(messages: Sequence[Message]) -> None:
+    """Raise `TransportError` for a message that no document can hold."""
+    for message in messages:
+        if len(message.frame) > LARGEST:
+            raise TransportError(
+                f"message {message.header.id} has {len(message.frame)} bytes, MongoDB stores "
+                f"up to {LARGEST}: keep large values elsewhere and send their names",
+                retryable=False,
+            )
 
 
 def document(message: Message, stamp: int, deliveries: int = 0) -> Document:

@@ -20,7 +20,6 @@ from pymongo.client_session import ClientSession
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from taskline.clock import Clock
-from taskline.errors import TransportError
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.mongo.client import Server
 from taskline.mongo.failures import only_duplicates
@@ -84,13 +83,7 @@ class Store:
 
     def send(self, messages: Sequence[Message], patience: float) -> None:
         """Store the messages whose ids are not there."""
-        for message in messages:
-            if len(message.frame) > records.LARGEST:
-                raise TransportError(
-                    f"message {message.header.id} has {len(message.frame)} bytes, MongoDB stores "
-                    f"up to {records.LARGEST}: keep large values elsewhere and send their names",
-                    retryable=False,
-                )
+        records.check_sizes(messages)
         if messages:
             self.server.run(partial(self._insert, messages), patience)
 

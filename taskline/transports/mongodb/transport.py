@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.message import Delivery
+from taskline.message import Delivery, Message
 from taskline.mongo.client import Server
 from taskline.mongo.location import Location, locate
 from taskline.mongo.stream import Stream, listen
 from taskline.registry import Spec
 from taskline.transports.member import Member
+from taskline.transports.mongodb import outbox, records
 from taskline.transports.mongodb.records import DELAYED, LAYOUT, READY
 from taskline.transports.mongodb.store import Store
 from taskline.transports.nodes import RECHECK, NodesTransport
@@ -47,6 +50,7 @@ class MongoTransport(NodesTransport[Store]):
             for number, each in enumerate(locations)
         ]
         super().__init__(members, max(each.timeout for each in locations), clock)
+        self.capabilities = msgspec.structs.replace(self.capabilities, outbox="session")
         self.location = locations[0] if len(locations) == 1 else None
         """Where the store is, unless there are several."""
         self._bell = _Bell()
@@ -59,6 +63,12 @@ class MongoTransport(NodesTransport[Store]):
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
         """URLs, or a mapping with `nodes`; see `taskline.mongo.location.locate`."""
         return cls(locate(spec), clock)
+
+    def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
+        session, store = outbox.check(transaction, [each.store for each in self._members])
+        records.check_sizes(messages)
+        if messages:
+            outbox.add(session, store.server, messages)
 
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str

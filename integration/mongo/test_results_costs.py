@@ -10,6 +10,7 @@ import pymongo
 import pytest
 
 from integration.mongo.recorder import Recorder, recorded
+from taskline import Taskline
 from taskline.backends.mongodb import MongoBackend
 from taskline.clock import SYSTEM_CLOCK, Clock, ManualClock
 from taskline.errors import BackendError, TransportError
@@ -18,6 +19,7 @@ from taskline.mongo.location import locate
 from taskline.mongo.outcomes import LARGEST
 from taskline.testing.cases.backend import outcome
 from taskline.testing.cases.base import Running
+from taskline.worker import Worker, WorkerOptions
 
 BOUND = 30.0
 LONG = 600.0
@@ -49,6 +51,54 @@ def test_a_batch_is_stored_by_one_command(backend: MongoBackend, recorder: Recor
     recorder.clear()
     assert backend.store(batch) == []
     assert recorder.names == ["update"], "what is stored again is stored by one command too"
+
+
+def app_on(mongo_url: str) -> Taskline:
+    app = Taskline("costs", broker=mongo_url, backend=mongo_url)
+    app.task(name="bench.noop")(lambda number: number)
+    return app
+
+
+def test_a_full_queue_is_drained_with_results_by_few_commands(
+    mongo_url: str, recorder: Recorder
+) -> None:
+    """3 to claim a batch, 1 to store its outcomes, 2 to acknowledge it."""
+    size, number = 50, 500
+    with app_on(mongo_url) as app:
+        app.tasks["bench.noop"].map(range(number))
+        backend = app.require_backend()
+        backend.ping()
+        recorder.clear()
+        done = 0
+        while done < number:
+            taken = app.transport.receive(["default"], size, 30, 0, "w")
+            outcomes = [outcome(each.id, deliveries=each.deliveries, ttl=LONG) for each in taken]
+            assert backend.store(outcomes) == []
+            assert app.transport.ack(taken) == []
+            done += len(taken)
+        asked = Counter(recorder.names)
+    print(f"{sum(asked.values()) / number} commands a task: {asked}")
+    assert sum(asked.values()) / number < 0.3
+
+
+def test_a_worker_drains_a_full_queue_with_results_by_few_commands(
+    mongo_url: str, recorder: Recorder
+) -> None:
+    number = 500
+    with app_on(mongo_url) as app:
+        results = app.tasks["bench.noop"].map(range(number))
+        recorder.clear()
+        worker = Worker(app, WorkerOptions(threads=2))
+        worker.start()
+        try:
+            while (app.transport.stats(["default"])[0].ready or 0) > 0:
+                SYSTEM_CLOCK.sleep(0.5)
+        finally:
+            worker.stop()
+        asked = Counter(recorder.names)
+        assert results.get(timeout=BOUND) == list(range(number))
+    print(f"{sum(asked.values()) / number} commands a task: {asked}")
+    assert sum(asked.values()) / number < 0.3
 
 
 def test_a_refusal_costs_one_more_look(backend: MongoBackend, recorder: Recorder) -> None:

@@ -38,6 +38,10 @@ RECHECK = 5.0
 POLL_FIRST, POLL_MOST = 0.005, 0.25
 """Seconds between two looks where nothing is told."""
 
+MANY = 10
+"""Who waits for more outcomes than these looks at what arrives only every `GATHER` seconds."""
+GATHER = 0.02
+
 # An update that leaves the state as it was changed what had ended, or a lesser run's.
 BECAME_FINAL = {
     "$or": [
@@ -81,6 +85,7 @@ class MongoBackend(Backend):
         self._stale = True
         """Whether changes may have been missed."""
         self._next_check = 0.0
+        self._looked_at = 0.0
         self._pause = POLL_FIRST
         self._seen: dict[bytes, int] = {}
         self._streams = [
@@ -209,6 +214,9 @@ class MongoBackend(Backend):
             with self._news:
                 if not (self._interrupted or self._arrived or (told and self._stale)):
                     self._news.wait(clock.bound(min(left, patience)))
+                soon = self._looked_at + GATHER - clock.monotonic()
+                if len(self._known) > MANY and soon > 0 and not self._interrupted:
+                    self._news.wait_for(lambda: self._interrupted, clock.bound(soon))
                 if self._interrupted:
                     self._interrupted = False
                     return {}
@@ -222,7 +230,7 @@ class MongoBackend(Backend):
 
     def _look(self, ids: Collection[str], told: bool) -> dict[str, Outcome]:
         """Which of them are final: of those only that may have changed, if changes are told."""
-        now = self.clock.monotonic()
+        now = self._looked_at = self.clock.monotonic()
         wanted = set(ids)
         with self._news:
             if wanted - self._known:

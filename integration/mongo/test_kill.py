@@ -44,8 +44,12 @@ def lines(notes: Path) -> int:
 
 
 @pytest.mark.serial
-def test_no_task_is_lost_when_all_workers_are_killed(mongo_url: str, tmp_path: Path) -> None:
-    notes, results = tmp_path / "notes", f"sqlite:///{tmp_path / 'results.db'}"
+@pytest.mark.parametrize("kept", ["sqlite", "mongodb"])
+def test_no_task_is_lost_when_all_workers_are_killed(
+    mongo_url: str, tmp_path: Path, kept: str
+) -> None:
+    notes = tmp_path / "notes"
+    results = mongo_url if kept == "mongodb" else f"sqlite:///{tmp_path / 'results.db'}"
     caller = Taskline("caller", broker=mongo_url, backend=results)
     waited = [caller.send_task(note.name, (number,)) for number in range(TASKS)]
     first = start_worker(mongo_url, results, notes)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from integration.redis.shop import note
+from integration.servers.mongo import MongoServer
 from taskline import Taskline
 
 TASKS = 100
@@ -72,3 +73,24 @@ def test_no_task_is_lost_when_all_workers_are_killed(
         second.terminate()
         assert second.wait(30) == 0
         caller.close()
+
+
+@pytest.mark.serial
+def test_no_task_and_no_result_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with MongoServer(durable=True) as server:
+        caller = Taskline("caller", broker=server.url, backend=server.url)
+        waited = [caller.send_task(note.name, (number,)) for number in range(TASKS)]
+        worker = start_worker(server.url, server.url, notes)
+        try:
+            for share in (4, 2):
+                while lines(notes) < TASKS // share:
+                    assert worker.poll() is None
+                    caller.clock.sleep(0.01)
+                server.kill()
+                server.start()
+            assert [result.get(timeout=60) for result in waited] == list(range(TASKS))
+        finally:
+            worker.terminate()
+            assert worker.wait(30) == 0
+            caller.close()

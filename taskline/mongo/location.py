@@ -185,6 +185,11 @@ def _location(
     scheme: str, values: dict[str, Any], options: list[tuple[str, str]], about: str
 ) -> Location:
     given = {key.lower() for key, _ in options}
+    if ("w", "0") in options:
+        raise ConfigurationError(
+            f"{about}: w=0 asks for no answer, but Taskline has to know what was stored: "
+            "use majority, or w=1"
+        )
     if not given & {"w", "journal"}:
         options = [*options, *DURABLE.items()]
     namespace = values.get("namespace", NAMESPACE)

@@ -303,9 +303,7 @@ class Outcomes:
 
     def about(self) -> dict[str, Any]:
         """What people want to know of the deployment."""
-        server = self._server
-        version = self._run(lambda: server.client.server_info()["version"])
-        return {"address": str(server.location), "version": f"MongoDB {version}"}
+        return {"address": str(self._server.location), **self._run(self._server.about)}
 
     def _run(self, work: Callable[[], T]) -> T:
         return self._server.run(work, self._patience)

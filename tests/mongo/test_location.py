@@ -96,6 +96,7 @@ def test_several_urls_are_several_deployments() -> None:
         ("mongodb://db?timeout=0", "is not a number of seconds"),
         ("mongodb://db?namespace=a$b", "cannot begin a collection"),
         ("mongodb://db/a.b", "cannot be the name of a database"),
+        ("mongodb://db?w=0", "w=0 asks for no answer"),
         ("mongodb://db?initiate=maybe", "neither true nor false"),
         ("mongodb://db?initiate=true", "only one host with a replicaSet"),
         ("mongodb://a,b?initiate=true&replicaSet=rs", "only one host with a replicaSet"),

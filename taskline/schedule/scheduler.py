@@ -127,6 +127,8 @@ class Scheduler:
             self._forget_finished()
         soonest = self._refresh()
         if soonest <= self._clock.time() and self._may_send(monotonic):
+            if self._unsaved:
+                self._save()  # since when they are known, which another must not see otherwise
             self._send_due()
             soonest = self._refresh()
         if self._unsaved:

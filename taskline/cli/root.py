@@ -35,6 +35,7 @@ COMMANDS = {
     "purge": "queues:purge",
     "schedule": "schedule",
     "ping": "ping",
+    "health": "health",
     "tasks": "tasks",
     "doctor": "doctor",
     "version": "version",

@@ -109,6 +109,11 @@ SHOWN = 5
     show_default=True,
     help="What to log.",
 )
+@click.option(
+    "--status-file",
+    type=click.Path(dir_okay=False),
+    help="Say here, once a second, how the worker is: `taskline health` reads it.",
+)
 @click.option("--pidfile", type=click.Path(dir_okay=False), help="Write the process id here.")
 @click.option(
     "--start-method",

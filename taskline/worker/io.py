@@ -213,6 +213,8 @@ class IOThread:
         False when the thread may end: it was stopped, and holds nothing.
         """
         now = self._clock.monotonic()
+        if self._ledger is not None:
+            self._ledger.beat(now)
         self._event.clear()
         self._collect()
         running = self._watch.running()

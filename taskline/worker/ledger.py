@@ -20,8 +20,8 @@ CONDEMNED = 64
 # Native layout: an aligned double is written and read whole.
 _RECORD = struct.Struct(f"@dd{ID_BYTES}s")
 _FLAG = _DEADLINE = struct.Struct("@d")
-_HEAD = 2 * _FLAG.size
-"""Two flags: the process is ready; it takes no more."""
+_HEAD = 3 * _FLAG.size
+"""Three times: when the process was ready, when it took no more, its last sign of life."""
 _NOTHING = bytes(_RECORD.size)
 
 
@@ -129,6 +129,15 @@ class Ledger:
     @property
     def leaving(self) -> bool:
         return bool(_FLAG.unpack_from(self._map, _FLAG.size)[0])
+
+    def beat(self, now: float) -> None:
+        """Give a sign of life of the I/O thread."""
+        _FLAG.pack_into(self._map, 2 * _FLAG.size, now)
+
+    @property
+    def beaten(self) -> float:
+        """When the last sign of life was given, by the monotonic clock."""
+        return float(_FLAG.unpack_from(self._map, 2 * _FLAG.size)[0])
 
     def running(self) -> list[Running]:
         """What runs now, or ran when the process died."""

@@ -39,6 +39,10 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Whether this worker may be the one that sends the messages of schedules."""
     batch_places: int = 0
     """Set by the supervisor: how many messages of batches it is told of beside the slots'."""
+    hung_after: float = 60.0
+    """Seconds without a sign of its I/O thread after which a process is killed."""
+    status_file: str | None = None
+    """Where the supervisor says, once a second, how its processes are: see `taskline health`."""
     name: str | None = None
     """Default: the host's name and the supervisor's pid."""
     start_method: str = "fork"

@@ -25,7 +25,7 @@ import msgspec
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import import_included
-from taskline.worker import lifetime
+from taskline.worker import lifetime, status
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
@@ -38,6 +38,8 @@ HARD_LIMIT_MARGIN = 0.5
 """Seconds that a process has to enforce a time limit itself before it is killed for it."""
 STOP_MARGIN = 5.0
 """Seconds beyond `grace` after which a process that has not stopped is killed."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the processes, at most."""
 BACKOFF_FIRST, BACKOFF_MAX = 0.2, 30.0
 QUICK_DEATH = 2.0
 """Seconds; a process that did not live longer died young."""
@@ -63,6 +65,10 @@ class Child:
         """Whether the process before had reached its broker."""
         self.started_at = 0.0
         self.start_at = 0.0
+        self.last_beat = 0.0
+        self.looked_at = 0.0
+        self.silent = 0.0
+        """Seconds for which it was watched, and gave no sign after `last_beat`."""
         self.succeeded = False
         """It takes no more, and another has its number."""
 
@@ -88,6 +94,7 @@ class Supervisor:
         self._signals = 0
         self._obeyed = 0
         self._kill_at = 0.0
+        self._next_status = 0.0
         self._exit_code = 0
         lifetime.check(self.options)
         if self.options.start_method not in ("fork", "spawn"):
@@ -125,6 +132,9 @@ class Supervisor:
                 signal.signal(number, old)
             os.close(wake)
             os.close(wake_end)
+        if self.options.status_file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.options.status_file)
         self.app.hooks.call("worker_stop", self.app)
         log.info("stopped")
         return self._exit_code
@@ -134,6 +144,7 @@ class Supervisor:
         now = self._clock.monotonic()
         self._reap()
         self._obey_signals(now)
+        self._say_status(now)
         if self._to_recover and now >= self._recover_at:
             self._recover(now)
         if self._obeyed:
@@ -158,7 +169,7 @@ class Supervisor:
     def _pause(self) -> float:
         """Seconds until something is due besides signals."""
         now = self._clock.monotonic()
-        pause = 1.0
+        pause = LOOK_EVERY
         for child in self._children:
             if not child.pid:
                 pause = min(pause, max(0.0, child.start_at - now))
@@ -174,6 +185,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.ledger.reset()
+        child.last_beat, child.silent = 0.0, 0.0
         child.started_at = self._clock.monotonic()
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         read_end, child.control = os.pipe()
@@ -306,7 +318,54 @@ class Supervisor:
         else:
             self._out_of_reach = False
 
+    def _is_hung(self, child: Child, now: float) -> bool:
+        """Whether its I/O thread has given no sign for long, while we were looking.
+
+        A machine that sleeps, or a group of processes that is paused, is not hung.
+        """
+        beat = child.ledger.beaten
+        watched, child.looked_at = now - child.looked_at, now
+        if beat != child.last_beat or not child.ledger.ready:
+            child.last_beat, child.silent = beat, 0.0
+            return False
+        child.silent += min(watched, LOOK_EVERY)
+        return child.silent > self.options.hung_after
+
+    def _say_status(self, now: float) -> None:
+        if self.options.status_file is None or now < self._next_status:
+            return
+        self._next_status = now + status.WRITE_EVERY
+        processes = [
+            status.ProcessStatus(
+                child.pid,
+                child.ledger.ready,
+                child.silent,
+                [running.id for running in child.ledger.running()],
+            )
+            for child in self._children
+            if child.pid
+        ]
+        status.write(
+            self.options.status_file,
+            status.Status(
+                self.name,
+                os.getpid(),
+                self._clock.time(),
+                self.options.processes,
+                bool(self._obeyed),
+                processes,
+            ),
+        )
+
     def _enforce(self, child: Child, now: float) -> None:
+        if self._is_hung(child, now):
+            log.critical(
+                "process %d gives no sign: its I/O thread has hung for %.0f s: killed",
+                child.pid,
+                child.silent,
+            )
+            os.kill(child.pid, signal.SIGKILL)
+            return
         limit = self.options.memory_limit
         if limit is not None and (size := lifetime.resident(child.pid)) > limit:
             log.error(

@@ -39,6 +39,8 @@ def make_app(directory: str, **settings: object) -> Taskline:
     app = Taskline("program", **{"broker": url, "backend": url, **settings})
     if os.environ.get("PROGRAM_HOOKS"):
         app.use(Life())
+    if os.environ.get("PROGRAM_HANGS"):
+        app.use(Hang())
     for function in (
         quick,
         hold,
@@ -54,6 +56,16 @@ def make_app(directory: str, **settings: object) -> Taskline:
     ):
         app.task(name=function.__name__)(function)
     return app
+
+
+class Hang(Middleware):
+    """Hangs the I/O thread once a message has come, in the first process that gets one."""
+
+    def after_receive(self, headers: object) -> None:
+        if not os.path.exists(f"{DIRECTORY}/hung"):
+            note("hang", "io", os.getpid())
+            open(f"{DIRECTORY}/hung", "w").close()
+            time.sleep(3600)
 
 
 class Life(Middleware):

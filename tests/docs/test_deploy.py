@@ -1,0 +1,60 @@
+"""The files of docs/deploy.md are well-formed, and their commands are ones that Taskline takes."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from taskline.cli.health import health
+from taskline.cli.worker import worker
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
+FILES = dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', PAGE, re.M | re.S))
+COMMANDS = {"worker": worker, "health": health}
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """What a `taskline …` command was given; raises click's error when it is not right."""
+    program, name, *arguments = words
+    assert program.rpartition("/")[2] == "taskline"
+    return COMMANDS[name].make_context(name, arguments, resilient_parsing=False).params
+
+
+def docker(instruction: str) -> list[str]:
+    [found] = re.findall(rf"{instruction} (\[.*\])", FILES["Dockerfile"])
+    words: list[str] = yaml.safe_load(found)
+    return words
+
+
+def test_systemd_gives_more_time_than_the_worker_needs() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read_string(FILES["taskline.service"])
+    given = parse(shlex.split(unit["Service"]["ExecStart"]))
+    assert float(unit["Service"]["TimeoutStopSec"]) > given["grace"] + 5
+    assert unit["Service"]["KillMode"] == "mixed"
+
+
+def test_docker_probes_the_file_that_the_worker_writes() -> None:
+    assert parse(docker("HEALTHCHECK.*CMD"))["file"] == parse(docker("\nCMD"))["status_file"]
+
+
+def test_compose_is_yaml_and_keeps_what_is_queued() -> None:
+    services = yaml.safe_load(FILES["compose.yaml"])["services"]
+    assert "noeviction" in services["redis"]["command"]
+    assert services["worker"]["environment"].keys() == {"TASKLINE_BROKER", "TASKLINE_BACKEND"}
+
+
+@pytest.mark.parametrize(("probe", "ready"), [("livenessProbe", False), ("readinessProbe", True)])
+def test_kubernetes_probes_the_file_that_the_worker_writes(probe: str, ready: bool) -> None:
+    spec = yaml.safe_load(FILES["worker.yaml"])["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    given = parse(container["command"])
+    assert spec["terminationGracePeriodSeconds"] > given["grace"] + 5
+    asked = parse(container[probe]["exec"]["command"])
+    assert (asked["file"], asked["ready"]) == (given["status_file"], ready)

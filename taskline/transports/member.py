@@ -21,7 +21,7 @@ class Store(Protocol):
     `TransportError`, and `check` and `about`, of which `ping` and `info` are made."""
 
     def send(self, messages: Sequence[Message], patience: float) -> None: ...
-    def claim(
+    def take(
         self, queues: Sequence[str], limit: int, lease: float, consumer: str
     ) -> tuple[list[Delivery], float]:
         """What is leased, and the seconds until something else may be due."""

@@ -89,7 +89,7 @@ class NodesTransport(Transport, Generic[S]):
     ) -> tuple[list[Delivery], float]:
         """What there is now, and the seconds until there may be more."""
         if self._alone is not None:
-            return self._alone.store.claim(queues, limit, lease, consumer)
+            return self._alone.store.take(queues, limit, lease, consumer)
         return self._claim_in_turn(queues, limit, lease, consumer)
 
     def _claim_in_turn(
@@ -107,7 +107,7 @@ class NodesTransport(Transport, Generic[S]):
                 rest = limit - len(taken)
                 try:
                     found, after = member.attempt(
-                        partial(member.store.claim, [queue], rest, lease, consumer)
+                        partial(member.store.take, [queue], rest, lease, consumer)
                     )
                 except TransportError as error:
                     if not error.retryable:

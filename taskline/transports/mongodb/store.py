@@ -103,7 +103,7 @@ class Store:
 
     # Receiving
 
-    def claim(
+    def take(
         self, queues: Sequence[str], limit: int, lease: float, consumer: str
     ) -> tuple[list[Delivery], float]:
         """Lease what is due; and the seconds until something else may be, infinite if nothing."""

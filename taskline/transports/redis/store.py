@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from taskline.clock import Clock
 from taskline.message import DeadLetter, Delivery, Message, Outcome
@@ -139,6 +139,13 @@ class Store:
         latest = self._ahead + (self.clock.monotonic() + within) * 1000
         args: list[Word] = [b"", min(limit, AT_THE_BELL), milliseconds(lease), consumer]
         return CLAIM.packed(self.node.tag, [*args, b"%d" % latest, *queues])
+
+    def take(
+        self, queues: Sequence[str], limit: int, lease: float, consumer: str
+    ) -> tuple[list[Delivery], float]:
+        """As `claim`, without what else it tells."""
+        claim = self.claim(queues, limit, lease, consumer)
+        return claim.taken, claim.after
 
     def claimed(self, blob: bytes) -> Claim:
         """What a claim was answered."""
@@ -279,6 +286,18 @@ class Store:
 
     def maintain(self) -> None:
         self.node.run(MAINTAIN, self._now())
+
+    def check(self) -> None:
+        """Return if the server can serve us."""
+        self.node.check()
+
+    def about(self) -> dict[str, Any]:
+        """What people want to know of the server."""
+        return dict(self.node.about())
+
+    def close(self) -> None:
+        """End its use."""
+        self.node.close()
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

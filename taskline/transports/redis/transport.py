@@ -8,56 +8,40 @@ one that its id picks or, while that one does not answer, on the next.
 
 from __future__ import annotations
 
-import random
-from binascii import crc32
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import TransportError
-from taskline.message import DeadLetter, Delivery, Message, Outcome
+from taskline.message import Delivery
 from taskline.redis.interrupt import Interrupt
 from taskline.redis.location import Location, locate
 from taskline.registry import Spec
-from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
+from taskline.transports.nodes import RECHECK, NodesTransport
 from taskline.transports.redis.member import Member
-from taskline.transports.redis.store import AT_THE_BELL, Claim
+from taskline.transports.redis.store import AT_THE_BELL, Claim, Store
 from taskline.transports.redis.wake import wait_and_ask, wait_for_bell
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from taskline.backends.base import Backend
-    from taskline.transports.redis.store import Store
 
 MARGIN = 0.5
 """Seconds beyond its wait for which what a receiver sent along is carried out."""
-RECHECK = 1.0
-"""Seconds after which a waiter looks though nothing woke it."""
-PAUSE = 0.1
-"""Seconds between rounds of a send while no node answers."""
-
-T = TypeVar("T")
 
 
-class RedisTransport(Transport):
+class RedisTransport(NodesTransport[Store]):
     """One Redis server, or several without order between them; see the module's docstring."""
 
     scheme = "redis"
-    distributes = True
+    product = "Redis"
 
     def __init__(self, locations: Sequence[Location], clock: Clock = SYSTEM_CLOCK) -> None:
-        super().__init__(clock)
+        self._nodes = [Member(each, clock, number) for number, each in enumerate(locations)]
+        super().__init__(self._nodes, max(each.timeout for each in locations), clock)
         self.location = locations[0] if len(locations) == 1 else None
         """Where the store is, unless there are several."""
-        self._members = [Member(each, clock, number) for number, each in enumerate(locations)]
-        self._alone = self._members[0] if len(self._members) == 1 else None
-        if self._alone is None:
-            self.capabilities = Capabilities(priority=False, ordering=False)
-        self._patience = max(each.timeout for each in locations)
-        self._turn = random.randrange(len(self._members))
         self._interrupt = Interrupt()
         self._looked_into: set[str] = set()
         self._look_at = 0.0
@@ -67,42 +51,6 @@ class RedisTransport(Transport):
     def from_spec(cls, spec: Spec, clock: Clock) -> Self:
         """URLs, or a mapping with `nodes`; see `taskline.redis.location.locate`."""
         return cls(locate(spec), clock)
-
-    # Sending
-
-    def send(self, messages: Sequence[Message]) -> None:
-        if self._alone is not None:
-            self._alone.store.send(messages, self._patience)
-            return
-        groups: dict[int, list[Message]] = {}
-        for message in messages:
-            home = crc32(message.header.id.encode()) % len(self._members)
-            groups.setdefault(home, []).append(message)
-        for home, group in groups.items():
-            self._send_to_one(home, group)
-
-    def _send_to_one(self, home: int, messages: Sequence[Message]) -> None:
-        """To the node `home` or, if it does not answer, to the next that does."""
-        until = self.clock.monotonic() + self._patience
-        while True:
-            ring = self._members[home:] + self._members[:home]
-            usable = [each for each in ring if each.usable()]
-            lasting = True
-            for member in usable or ring:
-                try:
-                    member.attempt(partial(member.store.send, messages, 0.0))
-                    return
-                except TransportError as caught:
-                    error = caught
-                    lasting &= not caught.retryable
-                    if caught.retryable:
-                        member.doubt([message.header.id for message in messages])
-            if lasting or self.clock.monotonic() + PAUSE > until:
-                raise TransportError(
-                    f"no Redis node takes the message; the last one tried: {error}",
-                    retryable=not lasting,
-                )
-            self.clock.sleep(PAUSE * random.uniform(0.5, 1.0))
 
     # Receiving
 
@@ -114,10 +62,7 @@ class RedisTransport(Transport):
         if self._alone is not None and not self._alone.store.own_time:
             return self._receive_alone(queues, limit, lease, until, consumer)
         while True:
-            if self._alone is not None:
-                taken, after, _ = self._alone.store.claim(queues, limit, lease, consumer)
-            else:
-                taken, after = self._claim_in_turn(queues, limit, lease, consumer)
+            taken, after = self._claim(queues, limit, lease, consumer)
             interrupted = interrupt.spent()
             now = clock.monotonic()
             if taken or interrupted or now >= until:
@@ -151,7 +96,7 @@ class RedisTransport(Transport):
         self, queues: Sequence[str], limit: int, lease: float, seconds: float, consumer: str
     ) -> Claim:
         assert self._alone is not None
-        store, listener = self._alone.store, self._alone.listener
+        store, listener = self._alone.store, self._nodes[0].listener
         begun = self.clock.monotonic()
         claim = store.packed_claim(queues, limit, lease, consumer, seconds + MARGIN)
         try:
@@ -165,39 +110,9 @@ class RedisTransport(Transport):
             return store.claim(queues, limit, lease, consumer)
         return store.claimed(blob)
 
-    def _claim_in_turn(
-        self, queues: Sequence[str], limit: int, lease: float, consumer: str
-    ) -> tuple[list[Delivery], float]:
-        """Begin with another node each time, so that all are drained alike."""
-        self._turn = (self._turn + 1) % len(self._members)
-        ring = self._members[self._turn :] + self._members[: self._turn]
-        taken: list[Delivery] = []
-        soonest = float("inf")
-        for queue in queues:
-            for member in ring:
-                if len(taken) >= limit or not member.usable():
-                    continue
-                rest = limit - len(taken)
-                try:
-                    found, after, _ = member.attempt(
-                        partial(member.store.claim, [queue], rest, lease, consumer)
-                    )
-                except TransportError as error:
-                    if not error.retryable:
-                        raise
-                    continue
-                taken += found
-                soonest = min(soonest, after)
-        if not taken and all(member.down for member in ring):
-            names = ", ".join(str(member.location) for member in ring)
-            raise TransportError(f"none of the Redis nodes answers: {names}")
-        return taken, soonest
-
     def _wait(self, queues: Sequence[str], seconds: float) -> None:
-        members = [each for each in self._members if not each.down]
-        if len(members) < len(self._members):
-            probe = min(each.probe_at for each in self._members if each.down)
-            seconds = max(0.01, min(seconds, probe - self.clock.monotonic()))
+        members = [each for each in self._nodes if not each.down]
+        seconds = self._until_probe(seconds)
         failed = wait_for_bell(
             [each.listener for each in members], queues, self._interrupt, seconds
         )
@@ -209,37 +124,9 @@ class RedisTransport(Transport):
     def interrupt(self) -> None:
         self._interrupt.set()
 
-    # What is held. A node that does not answer is told when it does.
-
-    def _on_each(
-        self, items: Sequence[T], receipt: Callable[[T], Delivery], work: Callable[..., Any]
-    ) -> list[Delivery]:
-        """Call `work(store, some)` for the items of each node; returns what was lost."""
-        if self._alone is not None:
-            alone: list[Delivery] = work(self._alone.store, items)
-            return alone
-        groups: dict[int, list[T]] = {}
-        for item in items:
-            groups.setdefault(receipt(item).receipt[9], []).append(item)
-        lost: list[Delivery] = []
-        for number, group in groups.items():
-            member = self._members[number]
-            later = partial(work, member.store, group)
-            if not member.usable():
-                member.owe(later)
-                continue
-            try:
-                lost += member.attempt(later)
-            except TransportError as error:
-                if not error.retryable:
-                    raise
-                member.owe(later)
-        return lost
-
-    def ack(
-        self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
-    ) -> list[Delivery]:
-        return self._on_each(deliveries, _itself, lambda store, some: store.ack(some, outcomes))
+    def _number(self, delivery: Delivery) -> int:
+        number: int = delivery.receipt[9]
+        return number
 
     def shares(self, backend: Backend) -> bool:
         """Whether the backend's store is this one; of several nodes none is shared."""
@@ -250,149 +137,9 @@ class RedisTransport(Transport):
             and other.store == self.location.store
         )
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> list[Delivery]:
-        return self._on_each(deliveries, _itself, lambda store, some: store.release(some, delay))
-
-    def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
-        return self._on_each(pairs, _first, lambda store, some: store.replace(some))
-
-    def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
-        return self._on_each(deliveries, _itself, lambda store, some: store.extend(some, lease))
-
-    def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
-        return self._on_each(burials, _first, lambda store, some: store.bury(some))
-
-    def recover(self, consumer: str, started: Collection[str]) -> int:
-        if self._alone is not None:
-            return self._alone.store.recover(consumer, started)
-        total = 0
-        for member in self._members:
-            later = partial(member.store.recover, consumer, started)
-            try:
-                total += member.attempt(later)
-            except TransportError:
-                member.owe(later)
-        return total
-
-    # For people
-
-    def _ask_all(self, work: Callable[[Store], T]) -> list[T]:
-        """The answers of all nodes; those that do not answer are left out, unless none does."""
-        if self._alone is not None:
-            return [work(self._alone.store)]
-        answers = []
-        for member in self._members:
-            try:
-                answers.append(member.attempt(partial(work, member.store)))
-            except TransportError as error:
-                failure = error
-                if not error.retryable:
-                    raise
-        if not answers:
-            raise failure
-        return answers
-
-    def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
-        if queues is not None and not queues:
-            return []
-        found: dict[str, QueueStats] = {}
-        for each in _joined(self._ask_all(lambda store: store.stats(queues))):
-            stats = found.setdefault(each.queue, QueueStats(queue=each.queue))
-            for name in ("ready", "delayed", "leased", "dead"):
-                setattr(stats, name, getattr(stats, name) + getattr(each, name))
-            ages = [age for age in (stats.oldest, each.oldest) if age is not None]
-            stats.oldest = max(ages, default=None)
-        return [found[name] for name in sorted(found)]
-
-    def peek(self, queue: str, limit: int = 10, offset: int = 0) -> list[StoredMessage]:
-        if self._alone is not None:
-            return self._alone.store.peek(queue, limit, offset)
-        found = _joined(self._ask_all(lambda store: store.peek(queue, limit + offset, 0)))
-        order = {"ready": 0, "delayed": 1, "leased": 2}
-        line = sorted(found, key=lambda each: (order[each.state], each.due or 0.0))
-        return line[offset : offset + limit]
-
-    def purge(self, queue: str) -> int:
-        return sum(self._ask_all(lambda store: store.purge(queue)))
-
-    def delete(self, ids: Sequence[str]) -> list[str]:
-        deleted = _joined(self._ask_all(lambda store: store.delete(ids)))
-        return list(dict.fromkeys(deleted))
-
-    def dead_letters(
-        self, queue: str | None = None, limit: int = 100, offset: int = 0
-    ) -> list[DeadLetter]:
-        if self._alone is not None:
-            return self._alone.store.dead_letters(queue, limit, offset)
-        found = _joined(self._ask_all(lambda store: store.dead_letters(queue, limit + offset, 0)))
-        newest_first = sorted(found, key=lambda letter: -letter.at)
-        return list(islice(newest_first, offset, offset + limit))
-
-    def dead_letter(self, id: str) -> DeadLetter | None:
-        found = self._ask_all(lambda store: store.dead_letter(id))
-        return next((letter for letter in found if letter is not None), None)
-
-    def requeue(self, messages: Sequence[Message]) -> list[str]:
-        patience = self._patience if self._alone is not None else 0.0
-        done = set(_joined(self._ask_all(lambda store: store.requeue(messages, patience))))
-        return [message.header.id for message in messages if message.header.id in done]
-
-    def purge_dead(self, ids: Sequence[str]) -> int:
-        return sum(self._ask_all(lambda store: store.purge_dead(ids)))
-
-    def ping(self) -> None:
-        """At least one node must answer; none may be one that would lose messages."""
-        if self._alone is not None:
-            self._alone.node.check()
-            return
-        errors = []
-        for member in self._members:
-            try:
-                member.attempt(member.node.check)
-            except TransportError as error:
-                if not error.retryable:
-                    raise
-                errors.append(error)
-        if len(errors) == len(self._members):
-            raise errors[-1]
-
-    def info(self) -> dict[str, Any]:
-        if self._alone is not None:
-            about = self._alone.node.about()
-            return {"transport": self.scheme, "address": str(self.location), **about}
-        nodes = []
-        for member in self._members:
-            try:
-                nodes.append({"address": str(member.location), **member.attempt(member.node.about)})
-            except TransportError as error:
-                nodes.append({"address": str(member.location), "error": str(error)})
-        versions = sorted({str(node.get("version", "")) for node in nodes} - {""})
-        return {
-            "transport": self.scheme,
-            "address": " ".join(str(member.location) for member in self._members),
-            "version": ", ".join(versions),
-            "nodes": nodes,
-        }
-
-    def maintain(self) -> None:
-        """Make ready what came due and what was lost in all queues, also those nobody serves."""
-        self._ask_all(lambda store: store.maintain())
-
     def close(self) -> None:
-        for member in self._members:
-            member.node.close()
+        for member in self._nodes:
+            member.store.close()
         self._interrupt.set()
-        for member in self._members:
+        for member in self._nodes:
             member.close()
-
-
-def _itself(delivery: Delivery) -> Delivery:
-    return delivery
-
-
-def _first(pair: tuple[Delivery, Any]) -> Delivery:
-    return pair[0]
-
-
-def _joined(lists: Iterable[Iterable[T]]) -> list[T]:
-    return [item for some in lists for item in some]

@@ -203,6 +203,18 @@ class Counts(BackendSuite):
         self.let_pass(clock, self.span + 0.1)
         assert backend.count("group", "d", self.span) == 1
 
+    def test_many_members_are_counted_at_once(
+        self, backend: Backend, other: Backend, clock: Clock
+    ) -> None:
+        many = [str(number) for number in range(30)]
+        assert backend.count_all({"a": many, "b": ["x", "y", "x"]}, LONG) == {"a": 30, "b": 2}
+        assert other.count_all({"a": ["7", "new"]}, LONG) == {"a": 31}
+        assert other.count("a", "8", LONG) == 31
+        assert backend.count_all({}, LONG) == {}
+        assert backend.count_all({"c": ["x", "y"]}, self.span) == {"c": 2}
+        self.let_pass(clock, self.span + 0.1)
+        assert backend.count_all({"c": ["z"]}, self.span) == {"c": 1}
+
     def test_of_many_who_count_one_sees_each_number(self, connect: Connect) -> None:
         """So exactly one of the members of a group knows that it was the last."""
 

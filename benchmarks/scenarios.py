@@ -91,7 +91,7 @@ def mongodb(n: Callable[[int], int]) -> list[Scenario]:
     return [
         Scenario("enqueue", "enqueue", {"n": n(500)}),
         Scenario("bulk enqueue", "bulk", {"n": n(5000)}),
-        Scenario("drain", "drain", {"n": n(500)}),
+        Scenario("drain", "drain", {"n": n(1000)}),
         Scenario("drain, results stored", "drain", {"n": n(500)}, results=True),
         Scenario("call to start", "latency", {"n": n(100), "every": 0.05}),
     ]

@@ -33,9 +33,6 @@ Spec: TypeAlias = "str | Sequence[str] | Mapping[str, Any]"
 ALIASES = {"local": "sqlite", "mongo": "mongodb"}
 """The types of Sergeant's connectors, by our names."""
 
-LATER = ("kafka",)
-"""Schemes that Taskline's documents name and that this release has not got."""
-
 
 class Kind(NamedTuple):
     """Where a class is, and the extra of Taskline that installs its driver."""
@@ -126,10 +123,6 @@ class Registry(Generic[T]):
             return kind
         plug_ins = [point.name for point in self._plug_ins()]
         there = ", ".join(sorted({*self.known, *plug_ins}))
-        if name.partition("+")[0] in LATER:
-            raise ConfigurationError(
-                f"this release of Taskline has no {name} {self.what} yet; it has: {there}"
-            )
         from difflib import get_close_matches
 
         near = get_close_matches(name, [*self.known, *plug_ins, *ALIASES], 1)

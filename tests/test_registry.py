@@ -106,13 +106,6 @@ def test_several_nodes_reach_a_class_that_spreads_over_them(
     assert open_transport(mapping).given == mapping  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("spec", ["kafka://a,b"])
-def test_a_scheme_of_a_later_release_says_so_and_names_what_there_is(spec: str) -> None:
-    text = refusal(spec)
-    assert text.startswith("this release of Taskline has no ")
-    assert "memory, mongodb, " in text
-
-
 def test_an_unknown_scheme_names_the_nearest() -> None:
     assert "unknown broker 'sqlit': did you mean 'sqlite'?" in refusal("sqlit:///shop.db")
     assert "did you mean" not in refusal("carrierpigeon://coop")

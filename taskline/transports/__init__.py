@@ -24,6 +24,7 @@ TRANSPORTS: Registry[Transport] = Registry(
         "rediss+sentinel": Kind("taskline.transports.redis:RedisTransport"),
         "redis+cluster": Kind("taskline.transports.redis:RedisTransport"),
         "rediss+cluster": Kind("taskline.transports.redis:RedisTransport"),
+        "kafka": Kind("taskline.transports.kafka:KafkaTransport", "kafka"),
         "sqlite": Kind("taskline.transports.sqlite:SQLiteTransport"),
     },
 )

@@ -58,6 +58,14 @@ class Capabilities(msgspec.Struct, frozen=True):
     leases: bool = True
     """Each delivery has a lease of its own, which ends by itself or by `recover`. Without, what
     is handed over is held until its holder's connection ends; then the broker hands it back."""
+    shared: bool = True
+    """Every connection may take every message that is ready. False: a message waits for the
+    connection to which its part of the queue belongs, as long as that one asks for messages."""
+    random_access: bool = True
+    """Knows each message by what it waits for: counts are exact, and a purge finds what is
+    delayed. False: `ready` is all that is not done, about, and a purge leaves what is delayed."""
+    any_name: bool = True
+    """A queue may have any name; else `send` and `receive` refuse some, and say which."""
 
 
 class QueueStats(msgspec.Struct, kw_only=True):

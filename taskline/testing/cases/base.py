@@ -65,6 +65,8 @@ class Suite:
 
     many: ClassVar[int] = 5000
     """Outcomes in the test of large batches: more than one command of the store takes."""
+    contested: ClassVar[int] = 30
+    """Dead letters in the test where several connections want the same ones."""
 
     @pytest.fixture
     def clock(self) -> Clock:

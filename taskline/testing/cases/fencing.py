@@ -71,6 +71,7 @@ class Fencing(TransportSuite):
         self, transport: Transport, other: Transport, clock: Clock, verb: Verb
     ) -> None:
         self.need(transport, "leases")
+        self.need(transport, "shared")
         transport.send(messages(4))
         held = self.take(transport, 4, lease=self.span)
         assert list(transport.extend([held[0], held[2]], LONG * 10)) == []

@@ -38,6 +38,7 @@ class Stats(TransportSuite):
 
     def test_what_came_due_is_ready(self, transport: Transport, clock: Clock) -> None:
         self.need(transport, "delay")
+        self.need(transport, "random_access")
         transport.send(messages(2, eta=clock.time() + self.span))
         self.assert_counts(transport, delayed=2)
         self.after(clock, self.span, lambda: self.maintained(transport, "ready") in (2, None))
@@ -45,6 +46,7 @@ class Stats(TransportSuite):
 
     def test_what_lost_its_lease_is_ready(self, transport: Transport, clock: Clock) -> None:
         self.need(transport, "leases")
+        self.need(transport, "random_access")
         transport.send(messages(2))
         self.take(transport, 2, lease=self.span)
         self.assert_counts(transport, leased=2)
@@ -67,14 +69,15 @@ class Stats(TransportSuite):
     def test_all_queues_with_something_in_them_are_known_sorted(
         self, transport: Transport, clock: Clock
     ) -> None:
-        transport.send([message(queue=queue) for queue in ("ready", "dead", "Leased", "é")])
+        accent = "é" if transport.capabilities.any_name else "e"
+        transport.send([message(queue=queue) for queue in ("ready", "dead", "Leased", accent)])
         if transport.capabilities.delay:
             transport.send([message(queue="delayed", eta=clock.time() + 1000)])
         self.take(transport, 1, "Leased")
         (dead,) = self.take(transport, 1, "dead")
         transport.bury([(dead, letter(dead))])
         names = [each.queue for each in transport.stats()]
-        assert {"ready", "dead", "Leased", "é"} <= set(names)
+        assert {"ready", "dead", "Leased", accent} <= set(names)
         assert "delayed" in names or not transport.capabilities.delay
         assert names == sorted(names)
         assert len(names) == len(set(names))
@@ -182,6 +185,11 @@ class Peek(TransportSuite):
 
 
 class Removal(TransportSuite):
+    def purged(self, transport: Transport, number: int) -> bool:
+        """Purge the queue, and say whether the number is right as far as it can be known."""
+        told = transport.purge(QUEUE)
+        return told == number or not transport.capabilities.random_access
+
     def test_purging_a_queue_leaves_what_is_held_and_what_is_dead(
         self, transport: Transport, clock: Clock
     ) -> None:
@@ -190,17 +198,17 @@ class Removal(TransportSuite):
         transport.bury([(dead, letter(dead))])
         transport.send(messages(1, "other"))
         waiting = 3
-        if transport.capabilities.delay:
+        if transport.capabilities.delay and transport.capabilities.random_access:
             transport.send(messages(2, eta=clock.time() + self.span))
             waiting = 5
-        assert transport.purge(QUEUE) == waiting
+        assert self.purged(transport, waiting)
         self.let_pass(clock, self.span + 0.1)
         self.assert_empty(transport)
         self.assert_counts(transport, leased=1, dead=1)
         assert list(transport.ack([held])) == []
         assert transport.dead_letter(dead.id) is not None
         self.take(transport, 1, "other")
-        assert transport.purge(QUEUE) == 0
+        assert self.purged(transport, 0)
         assert transport.purge("no-such-queue") == 0
 
     def test_what_was_held_when_the_queue_was_purged_can_be_given_back(
@@ -208,7 +216,7 @@ class Removal(TransportSuite):
     ) -> None:
         transport.send(messages(2))
         held = self.take_one(transport)
-        assert transport.purge(QUEUE) == 1
+        assert self.purged(transport, 1)
         assert list(transport.release([held])) == []
         assert self.take_one(transport).id == held.id
 
@@ -227,7 +235,7 @@ class Removal(TransportSuite):
         transport.send(messages(2))
         held = self.take(transport, 2, lease=self.span)
         self.let_pass(clock, self.span + 0.1)
-        assert transport.purge(QUEUE) == 2
+        assert self.purged(transport, 2)
         self.assert_empty(transport)
         assert len(list(transport.ack(held))) == 2
 

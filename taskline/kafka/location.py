@@ -1,0 +1,235 @@
+"""Where Kafka is, how to log in, and how queues are laid out there: URLs, mappings, environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+from taskline.errors import ConfigurationError
+from taskline.registry import Spec, hide_password
+
+PORT = 9092
+TIMEOUT = 10.0
+PREFIX = "taskline."
+GROUP = "taskline"
+PARTITIONS = 8
+WINDOW = 10_000
+DRAIN = 5.0
+LONGEST_NAME = 249
+"""Of a topic, in characters: Kafka's limit."""
+
+UNORDERED, BY_KEY, BY_PARTITION = "none", "key", "partition"
+AUTO, NEVER = "auto", "never"
+
+_LEGAL = re.compile(r"[a-zA-Z0-9._-]+\Z")
+_OWN = {
+    "group.id": "say group=…",
+    "group.instance.id": "it names one worker process",
+    "group.protocol": "members are static ones of the classic protocol",
+    "partition.assignment.strategy": "it is cooperative-sticky",
+    "transactional.id": "it names one worker process",
+    "isolation.level": "it is read_committed",
+    "enable.auto.commit": "receipts are committed one by one",
+    "enable.auto.offset.store": "receipts are committed one by one",
+    "enable.partition.eof": "it is on",
+    "statistics.interval.ms": "it is off",
+}
+"""librdkafka's settings that are not the user's to choose, and why."""
+
+
+class Location(NamedTuple):
+    """Everything that a URL, a mapping and the environment say."""
+
+    brokers: str
+    """host:port,… for all that is not said otherwise."""
+    producer: dict[str, Any]
+    """librdkafka's settings of producers; those of all clients are among them."""
+    consumer: dict[str, Any]
+    group: str = GROUP
+    prefix: str = PREFIX
+    """Begins the names of all topics."""
+    partitions: int = PARTITIONS
+    replication: int = -1
+    """Copies of each partition that is created; -1 takes the broker's default."""
+    retention: float = -1.0
+    """Seconds for which the broker keeps a message; -1 keeps it until its task is done."""
+    create_topics: str = AUTO
+    ordering: str = UNORDERED
+    window: int = WINDOW
+    """Messages of a partition beyond the first unfinished one that may be finished."""
+    drain: float = DRAIN
+    """Seconds that the running tasks of a partition have when it goes to another worker."""
+    timeout: float = TIMEOUT
+    """Seconds for an answer."""
+
+    def __str__(self) -> str:
+        return f"kafka://{self.brokers}"
+
+    def topic(self, queue: str) -> str:
+        """The topic of a queue; raises `ConfigurationError` for a name that no topic can have."""
+        name = f"{self.prefix}{queue}"
+        if queue.startswith("_") or not _LEGAL.match(name) or len(name) > LONGEST_NAME:
+            raise ConfigurationError(
+                f"queue {queue[:100]!r} cannot be a Kafka topic: use letters, digits, '.', '_' and "
+                f"'-', not '_' first, {LONGEST_NAME - len(self.prefix)} at most"
+            )
+        return name
+
+    def pattern(self, queue: str) -> str | None:
+        """The regular expression of topics for a queue that is one (`^…`), else None."""
+        if not queue.startswith("^"):
+            return None
+        try:
+            re.compile(queue)
+        except re.error as error:
+            raise ConfigurationError(f"queue {queue!r} is no regular expression: {error}") from None
+        # Not what begins with '_': those topics are ours, not queues.
+        return f"^{re.escape(self.prefix)}[^_].*"
+
+    def queue(self, topic: str) -> str:
+        """The queue of a topic."""
+        return topic[len(self.prefix) :]
+
+    @property
+    def dead_topic(self) -> str:
+        return f"{self.prefix}_dead_letters"
+
+    @property
+    def delay_topic(self) -> str:
+        return f"{self.prefix}_delayed"
+
+
+def locate(spec: Spec) -> Location:
+    """What a `kafka://` URL or a mapping of type kafka says, completed from the environment.
+
+    `kafka://[user:password@]host[:port][,host…][?option=value&librdkafka.setting=value]`; the
+    environment: KAFKA_BROKERS, KAFKA_PRODUCER_BROKERS, KAFKA_CONSUMER_BROKERS, KAFKA_KEY,
+    KAFKA_SECRET, KAFKA_CONSUMER_GROUP. Raises `ConfigurationError`.
+    """
+    if isinstance(spec, str):
+        values, about = _from_url(spec), hide_password(spec)
+    elif isinstance(spec, Mapping):
+        values, about = _from_mapping(spec), "the kafka mapping"
+    else:
+        raise ConfigurationError("kafka takes one URL with all brokers: kafka://host1,host2")
+    return _location(values, about)
+
+
+def _from_url(url: str) -> dict[str, Any]:
+    _, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
+    if path:
+        raise ConfigurationError(
+            f"{hide_password(url)!r} has a path: name the group with ?group=… and the topics' "
+            "prefix with ?prefix=…"
+        )
+    credentials, at, hosts = authority.rpartition("@")
+    values: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+    values["brokers"] = hosts
+    if at:
+        user, _, secret = credentials.partition(":")
+        values["username"], values["password"] = unquote(user), unquote(secret)
+    return values
+
+
+def _from_mapping(spec: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in spec.items() if key not in ("type", "params")}
+    values.update(spec.get("params") or {})
+    brokers = values.get("brokers", values.pop("hosts", ""))
+    values["brokers"] = brokers if isinstance(brokers, str) else ",".join(map(str, brokers))
+    return values
+
+
+def _location(values: dict[str, Any], about: str) -> Location:
+    env = os.environ
+    common = {"client.id": "taskline", **_pop_settings(values, "config", about)}
+    common.update({name: values.pop(name) for name in [*values] if "." in name})
+    brokers = values.pop("brokers", "") or common.pop("bootstrap.servers", "")
+    fallback = brokers or env.get("KAFKA_BROKERS", "")
+    brokers_of = {
+        "producer": brokers or env.get("KAFKA_PRODUCER_BROKERS") or fallback,
+        "consumer": brokers or env.get("KAFKA_CONSUMER_BROKERS") or fallback,
+    }
+    username = values.pop("username", None) or env.get("KAFKA_KEY")
+    if username and "sasl.username" not in common:
+        secret = values.pop("password", None) or env.get("KAFKA_SECRET", "")
+        common = {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "PLAIN",
+            **common,
+            "sasl.username": username,
+            "sasl.password": secret,
+        }
+        if "sasl.mechanisms" in common:  # the same setting by its other name
+            del common["sasl.mechanism"]
+    settings: dict[str, dict[str, Any]] = {}
+    for side, addresses in brokers_of.items():
+        own = {**common, **_pop_settings(values, side, about)}
+        settings[side] = {**own, "bootstrap.servers": own.get("bootstrap.servers") or addresses}
+        for name, why in _OWN.items():
+            if name in own:
+                raise ConfigurationError(f"{about}: {name} is not yours to set: {why}")
+        if not settings[side]["bootstrap.servers"]:
+            raise ConfigurationError(
+                f"{about} names no broker: write kafka://host1,host2 or set KAFKA_BROKERS"
+            )
+    found = Location(
+        brokers=settings["consumer"]["bootstrap.servers"],
+        producer=settings["producer"],
+        consumer=settings["consumer"],
+        group=values.pop("group", "") or env.get("KAFKA_CONSUMER_GROUP") or GROUP,
+        prefix=values.pop("prefix", PREFIX),
+        partitions=_number(values, "partitions", PARTITIONS, int, about, 1),
+        replication=_number(values, "replication", -1, int, about, -1),
+        retention=_number(values, "retention", -1.0, float, about, -1.0),
+        create_topics=_choice(values, "create_topics", (AUTO, NEVER), about),
+        ordering=_choice(values, "ordering", (UNORDERED, BY_KEY, BY_PARTITION), about),
+        window=_number(values, "window", WINDOW, int, about, 1),
+        drain=_number(values, "drain", DRAIN, float, about, 0.0),
+        timeout=_number(values, "timeout", TIMEOUT, float, about, 0.001),
+    )
+    if values:
+        options = (
+            "group, prefix, partitions, replication, retention, create_topics, ordering, window, "
+            "drain, timeout, and librdkafka's settings, which have a '.'"
+        )
+        raise ConfigurationError(f"{about}: no option {min(values)!r}; there are: {options}")
+    if found.prefix and not _LEGAL.match(found.prefix):
+        raise ConfigurationError(
+            f"{about}: prefix={found.prefix!r} cannot begin a topic's name: "
+            "use letters, digits, '.', '_' and '-'"
+        )
+    return found
+
+
+def _pop_settings(values: dict[str, Any], name: str, about: str) -> dict[str, Any]:
+    settings = values.pop(name, None) or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"{about}: {name} is a mapping of librdkafka's settings")
+    return dict(settings)
+
+
+def _choice(values: dict[str, Any], name: str, choices: tuple[str, ...], about: str) -> str:
+    value = values.pop(name, choices[0])
+    if value not in choices:
+        raise ConfigurationError(f"{about}: {name}={value!r}, use {' or '.join(choices)}")
+    return str(value)
+
+
+def _number(
+    values: dict[str, Any], name: str, default: Any, kind: type, about: str, least: float
+) -> Any:
+    value = values.pop(name, None)
+    if value is None:
+        return default
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not least <= number < float("inf"):
+        raise ConfigurationError(f"{about}: {name}={value!r} is not a number that fits")
+    return number

@@ -1,0 +1,247 @@
+"""Messages that wait: the lines of the delay topic, and who moves them on.
+
+Partition n of the delay topic is a line in which a message waits `HOLDS[n]` seconds at
+most, so that a line is ordered by the time at which its messages leave it. A message
+enters the line with the longest hold that does not exceed its delay, and goes on to
+shorter ones until it is due; a month takes some twenty steps. Nobody keeps waiting
+messages in memory: the mover of a line looks at the first one, and comes back when that
+one leaves. Each step is one transaction, so that nothing is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from taskline.clock import Clock
+from taskline.errors import TransportError
+from taskline.kafka.client import Cluster, new_consumer, new_producer, translate
+from taskline.kafka.location import Location
+from taskline.transports.kafka.leaving import Callbacks, leave
+from taskline.transports.kafka.records import DUE, TOPIC, Headers, headers_in, known_headers
+from taskline.transports.kafka.sender import Outgoing, write
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Producer
+    from confluent_kafka import Message as Record
+
+log = logging.getLogger("taskline.kafka")
+
+HOLDS = [0.25 * 4**n for n in range(13)]
+"""Seconds; the longest is 48 days, and who has longer to wait goes through it again."""
+POLL = 0.2
+"""Seconds after which a mover looks whether it is to end."""
+BATCH = 500
+TRIM_EVERY = 60.0
+"""Seconds between deletions of what has left the lines."""
+AGAIN_AFTER = 1.0
+"""Seconds after which a mover that failed tries again."""
+SESSION = 6.0
+"""Seconds after which the lines of a mover that died go to another."""
+
+
+def line_of(delay: float) -> int:
+    """The line to wait in for `delay` seconds."""
+    for n in range(len(HOLDS) - 1, 0, -1):
+        if HOLDS[n] <= delay:
+            return n
+    return 0
+
+
+def delayed(
+    location: Location,
+    topic: str,
+    value: bytes,
+    headers: Headers,
+    key: bytes | None,
+    due: float,
+    now: float,
+) -> Outgoing:
+    """A record for the delay topic, which becomes one of `topic` at `due` (Unix seconds)."""
+    headers = [*headers, (DUE, repr(due).encode()), (TOPIC, topic.encode())]
+    return Outgoing(location.delay_topic, value, headers, key, line_of(due - now))
+
+
+def need_delays(cluster: Cluster) -> None:
+    """Make sure that the delay topic is there."""
+    cluster.need(cluster.location.delay_topic, len(HOLDS), **{"retention.ms": "-1"})
+
+
+class Delays:
+    """Moves messages on while it lives, in a thread of its own, `taskline-kafka-delays`.
+
+    The workers of all groups share the lines among them: the movers are a group themselves.
+    """
+
+    def __init__(self, location: Location, cluster: Cluster, instance: str, clock: Clock) -> None:
+        self._location = location
+        self._cluster = cluster
+        self._name = f"{instance}.delays"
+        self._clock = clock
+        self._closing = threading.Event()
+        self._wakes: dict[int, float] = {}
+        """When the first message of a paused line leaves it, Unix seconds."""
+        self._moved: dict[tuple[str, int], int] = {}
+        self._trim_at = clock.monotonic() + TRIM_EVERY
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="taskline-kafka-delays", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; others take over."""
+        self._closing.set()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(self._location.timeout)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._move_on()
+            except (KafkaException, TransportError) as error:
+                if not self._failing:
+                    shown = (
+                        translate(self._location, error, "move delayed messages on")
+                        if isinstance(error, KafkaException)
+                        else error
+                    )
+                    log.warning("%s; trying until it works", shown)
+                self._failing = True
+                self._closing.wait(AGAIN_AFTER)
+
+    def _move_on(self) -> None:
+        location = self._location
+        need_delays(self._cluster)
+        instance = f"{self._name}.{secrets.token_hex(4)}"  # who was put out does not come back
+        producer = new_producer(
+            location,
+            **{"transactional.id": instance, "transaction.timeout.ms": 10_000},
+        )
+        consumer = new_consumer(
+            location,
+            **{
+                "group.id": location.delay_topic,
+                "group.instance.id": instance,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": int(SESSION * 1000),
+                "heartbeat.interval.ms": 300,
+                "queued.min.messages": BATCH,
+            },
+        )
+        try:
+            producer.init_transactions(location.timeout)
+            self._wakes.clear()
+            callbacks: Callbacks = {"on_assign": _assigned, "on_revoke": self._revoked}
+            consumer.subscribe([location.delay_topic], **callbacks)
+            while not self._closing.is_set():
+                self._turn(consumer, producer)
+            leave(
+                consumer,
+                [location.delay_topic],
+                callbacks,
+                poll=lambda: consumer.poll(0.01),
+                gone=lambda: instance not in self._cluster.members(location.delay_topic),
+                clock=self._clock,
+                within=location.timeout,
+            )
+        finally:
+            consumer.close()
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            self._wakes.pop(each.partition, None)
+        consumer.incremental_unassign(partitions)
+
+    def _turn(self, consumer: Consumer, producer: Producer) -> None:
+        now = self._clock.time()
+        over = [n for n, wake in self._wakes.items() if wake <= now]
+        if over:
+            consumer.resume([TopicPartition(self._location.delay_topic, n) for n in over])
+            for n in over:
+                del self._wakes[n]
+        pause = min([POLL, *(wake - now for wake in self._wakes.values())])
+        first = consumer.poll(max(0.0, pause))
+        if first is None:
+            self._trim()
+            return
+        leaving = self._leaving(consumer, [first, *consumer.consume(BATCH, 0)])
+        if leaving:
+            self._move(consumer, producer, leaving)
+        self._failing = False
+
+    def _leaving(self, consumer: Consumer, records: list[Record]) -> list[Record]:
+        """Those that leave their line now; a line whose first one does not is put to sleep."""
+        now = self._clock.time()
+        leaving = []
+        for record in records:
+            error = record.error()
+            if error is not None:
+                if error.fatal():
+                    raise KafkaException(error)
+                if error.code() not in (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED):
+                    raise KafkaException(error)
+                continue
+            line, offset = record.partition() or 0, record.offset() or 0
+            if line in self._wakes:
+                continue
+            entered = record.timestamp()[1] / 1000
+            wake = min(_due(record), entered + HOLDS[line])
+            if wake <= now:
+                leaving.append(record)
+                continue
+            place = TopicPartition(self._location.delay_topic, line, offset)
+            consumer.pause([place])
+            consumer.seek(place)
+            self._wakes[line] = wake
+        return leaving
+
+    def _move(self, consumer: Consumer, producer: Producer, records: list[Record]) -> None:
+        location, now = self._location, self._clock.time()
+        offsets: dict[int, int] = {}
+        moved = []
+        for record in records:
+            offsets[record.partition() or 0] = (record.offset() or 0) + 1
+            moved.append(_onwards(location, record, now))
+        places = [TopicPartition(location.delay_topic, n, at) for n, at in offsets.items()]
+        producer.begin_transaction()
+        write(producer, moved)
+        producer.send_offsets_to_transaction(
+            places, consumer.consumer_group_metadata(), location.timeout
+        )
+        producer.commit_transaction(location.timeout)
+        self._moved.update(((location.delay_topic, n), at) for n, at in offsets.items())
+
+    def _trim(self) -> None:
+        """Delete what has left the lines."""
+        now = self._clock.monotonic()
+        if self._moved and now >= self._trim_at:
+            self._trim_at = now + TRIM_EVERY
+            moved, self._moved = self._moved, {}
+            self._cluster.delete_before(moved)
+
+
+def _assigned(consumer: Consumer, places: list[TopicPartition]) -> None:
+    consumer.incremental_assign(places)
+
+
+def _due(record: Record) -> float:
+    try:
+        return float(known_headers(headers_in(record)).get(DUE, "0"))
+    except ValueError:
+        return 0.0
+
+
+def _onwards(location: Location, record: Record, now: float) -> Outgoing:
+    """Where a record goes next: to its topic when it is due, or to another line."""
+    due, key, value = _due(record), record.key(), record.value() or b""
+    headers = headers_in(record)
+    if due - now > 0.001:
+        line = line_of(due - now)
+        return Outgoing(location.delay_topic, value, [*headers], key, line)
+    kept: Headers = [each for each in headers if each[0] not in (DUE, TOPIC)]
+    return Outgoing(known_headers(headers).get(TOPIC, ""), value, kept, key)

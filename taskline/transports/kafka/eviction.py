@@ -1,0 +1,191 @@
+"""Handing back at once what a dead worker process held: another takes its place and leaves.
+
+A static member's name (group.instance.id) may be taken by a new member at any time: the
+broker gives it the partitions and refuses the old one from then on. Who does that in the
+name of a dead process reads what that one may have held, writes down what was lost, and
+leaves the group, which then gives the partitions to the living.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
+
+from taskline.clock import Clock
+from taskline.errors import TransportError
+from taskline.kafka.client import Cluster, asking, new_consumer, new_producer
+from taskline.kafka.location import Location
+from taskline.kafka.marks import Marks, decode, encode
+from taskline.transports.kafka.leaving import leave
+from taskline.transports.kafka.partition import Partition
+from taskline.transports.kafka.records import entry_of
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer
+
+POLL = 0.01
+BATCH = 500
+
+
+def name_of(consumer: str) -> str:
+    """What the names of all memberships of a consumer begin with."""
+    digest = hashlib.sha256(consumer.encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', consumer)[:80]}.{digest}."
+
+
+def new_name(consumer: str) -> str:
+    """A name (group.instance.id) for one more membership of a consumer."""
+    return name_of(consumer) + secrets.token_hex(4)
+
+
+def evict(
+    location: Location,
+    cluster: Cluster,
+    clock: Clock,
+    consumer: str,
+    started: Collection[str],
+    but: str = "",
+) -> int:
+    """Put all memberships of a dead consumer, `but` one, out of the groups.
+
+    See `Transport.recover`.
+    """
+    recovered = 0
+    start = name_of(consumer)
+    for group in (location.group, location.delay_topic):
+        for instance, places in cluster.members(group).items():
+            if instance.startswith(start) and not (but and instance.startswith(but)):
+                takeover = _Takeover(cluster, clock, group, instance)
+                recovered += takeover.run(places, started)
+    return recovered
+
+
+def _revoked(consumer: Consumer, places: list[TopicPartition]) -> None:
+    consumer.incremental_unassign(places)
+
+
+class _Takeover:
+    """One member's place, taken."""
+
+    def __init__(self, cluster: Cluster, clock: Clock, group: str, instance: str) -> None:
+        location = cluster.location
+        self._cluster = cluster
+        self._location = location
+        self._clock = clock
+        self._group = group
+        self._instance = instance
+        self._end = clock.monotonic() + location.timeout
+        self._found: dict[tuple[str, int], tuple[Partition, int]] | None = None
+        """The partitions, each with the offset below which messages may have been held."""
+
+    def run(self, places: list[TopicPartition], started: Collection[str]) -> int:
+        location = self._location
+        settings: dict[str, Any] = {"transactional.id": self._instance}
+        with asking(location, "hand back what a dead process held"):
+            # A transaction that it left open would hide what it committed.
+            new_producer(location, **settings).init_transactions(location.timeout)
+            consumer = new_consumer(
+                location,
+                **{
+                    **location.consumer,
+                    "group.id": self._group,
+                    "group.instance.id": self._instance,
+                    "partition.assignment.strategy": "cooperative-sticky",
+                    "session.timeout.ms": 6000,
+                    "heartbeat.interval.ms": 100,
+                    "fetch.wait.max.ms": 10,
+                },
+            )
+            try:
+                topics = sorted({each.topic for each in places}) or [location.delay_topic]
+                consumer.subscribe(topics, on_assign=self._assigned, on_revoke=_revoked)
+                while self._found is None:
+                    self._poll(consumer)
+                recovered = 0
+                if self._group == location.group:
+                    recovered = self._put_down(consumer, started)
+                leave(
+                    consumer,
+                    topics,
+                    {"on_assign": self._assigned, "on_revoke": _revoked},
+                    poll=lambda: self._poll(consumer),
+                    gone=lambda: self._instance not in self._cluster.members(self._group),
+                    clock=self._clock,
+                    within=location.timeout,
+                )
+                return recovered
+            finally:
+                consumer.close()
+
+    def _assigned(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        found: dict[tuple[str, int], tuple[Partition, int]] = {}
+        timeout = self._location.timeout
+        known = consumer.committed(places, timeout=timeout) if places else []
+        for place in known:
+            marks = Marks(0, 0, 0, {})
+            if place.offset >= 0:
+                marks = decode(place.offset, place.metadata)
+            below = marks.offset
+            if marks.reach > marks.offset:
+                _, high = consumer.get_watermark_offsets(place, timeout=timeout)
+                below = min(marks.reach, high)
+            partition = Partition(
+                place.topic,
+                place.partition,
+                self._location.queue(place.topic),
+                marks._replace(reach=marks.offset),
+            )
+            if below > marks.offset:
+                found[place.topic, place.partition] = (partition, below)
+        starts = {place: partition.position for place, (partition, _) in found.items()}
+        consumer.incremental_assign(
+            [
+                TopicPartition(topic, n, starts.get((topic, n), OFFSET_END))
+                for topic, n in ((each.topic, each.partition) for each in places)
+            ]
+        )
+        self._found = {**(self._found or {}), **found}
+
+    def _poll(self, consumer: Consumer) -> None:
+        first = consumer.poll(POLL)
+        if self._clock.monotonic() > self._end:
+            raise TransportError(
+                f"Kafka at {self._location.brokers} has not handed over the partitions of "
+                f"{self._instance} within {self._location.timeout:g} s"
+            )
+        for record in [first, *consumer.consume(BATCH, 0)] if first is not None else ():
+            error = record.error()
+            place = (record.topic() or "", record.partition() or 0)
+            known = (self._found or {}).get(place)
+            if error is not None:
+                if error.fatal():
+                    raise KafkaException(error)
+                if error.code() == KafkaError._PARTITION_EOF and known is not None:
+                    known[0].reached(record.offset() or 0)
+            elif known is not None and (record.offset() or 0) < known[1]:
+                known[0].add(entry_of(record))
+            elif known is not None:
+                known[0].reached(known[1])
+
+    def _put_down(self, consumer: Consumer, started: Collection[str]) -> int:
+        """Read what may have been held, and write down what is to be known of it."""
+        found = self._found or {}
+        while any(partition.position < below for partition, below in found.values()):
+            self._poll(consumer)
+        recovered = 0
+        offsets = []
+        for partition, below in found.values():
+            recovered += partition.put_down(below, started)
+            marks = partition.marks(closing=True)
+            text, _ = encode(marks)
+            offsets.append(
+                TopicPartition(partition.topic, partition.number, marks.offset, metadata=text)
+            )
+        if offsets:
+            consumer.commit(offsets=offsets, asynchronous=False)
+        return recovered

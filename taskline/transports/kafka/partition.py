@@ -1,0 +1,305 @@
+"""One partition in the hands of one worker: what is ready, held, finished, and what to commit.
+
+Pure bookkeeping without input or output: its owner, `member`, calls it under its lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from taskline.kafka.location import BY_KEY, BY_PARTITION, UNORDERED
+from taskline.kafka.marks import NEVER, Counts, Marks
+from taskline.message import Delivery
+from taskline.transports.kafka.records import Entry
+
+LEAST_SLACK = 16
+"""Messages that may be handed over beyond those that the last commit told of."""
+FULL, LOW = 2000, 500
+"""Messages read ahead: fetching pauses at the one and goes on at the other."""
+
+
+class Receipt(NamedTuple):
+    """What proves a delivery: it is one handing-over of one record to one membership."""
+
+    topic: str
+    partition: int
+    offset: int
+    serial: int
+    member: str
+
+
+class Held:
+    """A message in somebody's hands."""
+
+    __slots__ = ("consumer", "entry", "receipt", "until")
+
+    def __init__(self, entry: Entry, receipt: Receipt, until: float, consumer: str) -> None:
+        self.entry = entry
+        self.receipt = receipt
+        self.until = until
+        """The end of its lease, by the monotonic clock."""
+        self.consumer = consumer
+
+
+class Partition:
+    """The state of one partition since it was assigned."""
+
+    def __init__(
+        self,
+        topic: str,
+        number: int,
+        queue: str,
+        marks: Marks,
+        *,
+        high: int | None = None,
+        ordering: str = UNORDERED,
+        window: int = 10_000,
+    ) -> None:
+        """`marks` are those of the last commit; `high` is the end of the log when it was read."""
+        self.topic = topic
+        self.number = number
+        self.queue = queue
+        self.position = marks.offset
+        """The first offset that was not read yet."""
+        self.draining = False
+        """Nothing more is handed over: the partition goes to another worker."""
+        self.paused = False
+        self.held: dict[int, Held] = {}
+        self.unsure: dict[int, Held] = {}
+        """Finished here, but the broker has not said that it knows."""
+        self.reach = 0
+        """The last commit that succeeded allows handing over below this offset."""
+        self.sure = marks.offset
+        """All below was committed as finished."""
+        self.cut = 0
+        """How far the commits' metadata fell short of what is finished."""
+        self._restored = marks
+        self._unclean = min(marks.reach, marks.offset if high is None else high)
+        self._entries: dict[int, Entry] = {}
+        self._order: deque[int] = deque()
+        self._ready: list[int] = []
+        self._counts: dict[int, Counts] = {}
+        self._upper = marks.upper
+        self._handed = marks.offset
+        self._slack = LEAST_SLACK
+        self._ordering = ordering
+        self._window = window
+        self._busy: set[bytes] = set()
+        self._waiting: dict[bytes, list[int]] = {}
+
+    # ---- reading
+
+    def add(self, entry: Entry) -> None:
+        """A record was read."""
+        offset = entry.offset
+        if offset < self.position:
+            return
+        self.position = offset + 1
+        counts = NEVER
+        if offset < self._restored.upper:
+            known = self._restored.unfinished.get(offset)
+            if known is None:
+                return
+            counts = known
+        if offset < self._unclean:
+            counts = Counts(counts.deliveries + 1, counts.lost + 1)
+        if counts is not NEVER and counts != NEVER:
+            self._counts[offset] = counts
+        self._entries[offset] = entry
+        self._order.append(offset)
+        heapq.heappush(self._ready, offset)
+
+    def reached(self, position: int) -> None:
+        """The end of the log was read; what is no message counts as read too."""
+        self.position = max(self.position, position)
+
+    @property
+    def buffered(self) -> int:
+        return len(self._ready)
+
+    def wants_pause(self) -> bool:
+        """Whether enough was read ahead."""
+        return self.buffered >= FULL or self.position >= self.low() + self._window + FULL
+
+    def wants_more(self) -> bool:
+        """Whether a paused partition is to be read again."""
+        return self.buffered <= LOW and self.position < self.low() + self._window + FULL
+
+    # ---- handing over
+
+    def low(self) -> int:
+        """The first unfinished offset: what is committed."""
+        order, entries = self._order, self._entries
+        while order and order[0] not in entries:
+            order.popleft()
+        if order:
+            return order[0]
+        return max(self.position, self._restored.upper)
+
+    def ready(self, beyond_reach: bool = False) -> bool:
+        """Whether something can be handed over; `beyond_reach`: once the reach was committed."""
+        self._skip()
+        if self.draining or self.cut or not self._ready:
+            return False
+        if self._ordering == BY_PARTITION and self.held:
+            return False
+        first = self._ready[0]
+        return first < self.low() + self._window and (beyond_reach or first < self.reach)
+
+    def _skip(self) -> None:
+        """Set aside what must wait for another message of its key."""
+        if self._ordering != BY_KEY:
+            return
+        while self._ready:
+            key = self._entries[self._ready[0]].key
+            if key is None or key not in self._busy:
+                return
+            heapq.heappush(self._waiting.setdefault(key, []), heapq.heappop(self._ready))
+
+    def take(
+        self, limit: int, until: float, consumer: str, serials: Iterator[int], member: str
+    ) -> list[Delivery]:
+        """Hand over up to `limit` messages."""
+        taken: list[Delivery] = []
+        while len(taken) < limit and self.ready():
+            offset = heapq.heappop(self._ready)
+            entry = self._entries[offset]
+            counts = self._counts.get(offset, NEVER)
+            receipt = Receipt(self.topic, self.number, offset, next(serials), member)
+            self.held[offset] = Held(entry, receipt, until, consumer)
+            self._handed = max(self._handed, offset + 1)
+            if self._ordering == BY_KEY and entry.key is not None:
+                self._busy.add(entry.key)
+            taken.append(
+                Delivery(
+                    entry.id,
+                    self.queue,
+                    entry.frame,
+                    entry.deliveries + counts.deliveries + 1,
+                    entry.lost + counts.lost,
+                    receipt,
+                )
+            )
+        self._slack = max(self._slack, 2 * len(taken))
+        return taken
+
+    def holds(self, receipt: Receipt) -> Held | None:
+        """The held message of a receipt, if it is still held."""
+        held = self.held.get(receipt.offset) or self.unsure.get(receipt.offset)
+        return held if held is not None and held.receipt == receipt else None
+
+    def finish(self, offset: int) -> None:
+        """A held message is done."""
+        held = self.held.pop(offset, None)
+        if held is None:
+            return
+        self.unsure[offset] = held
+        del self._entries[offset]
+        self._counts.pop(offset, None)
+        self._upper = max(self._upper, offset + 1)
+        self._free(held.entry)
+
+    def unfinish(self, offset: int) -> None:
+        """What was finished is not: the broker refused to know."""
+        held = self.unsure.pop(offset, None)
+        if held is None:
+            return
+        self._entries[offset] = held.entry
+        self.held[offset] = held
+        if not self._order or offset < self._order[0]:
+            self._order.appendleft(offset)
+        else:
+            self._order = deque(sorted({*self._order, offset}))
+        if self._ordering == BY_KEY and held.entry.key is not None:
+            self._busy.add(held.entry.key)
+
+    def give_back(self, offset: int, deliveries: int = 1, lost: int = 0) -> None:
+        """A held message is ready again, handed over and lost so many times more."""
+        held = self.held.pop(offset)
+        before = self._counts.get(offset, NEVER)
+        self._counts[offset] = Counts(before.deliveries + deliveries, before.lost + lost)
+        heapq.heappush(self._ready, offset)
+        self._free(held.entry)
+
+    def _free(self, entry: Entry) -> None:
+        """The next message of its key may go."""
+        if self._ordering != BY_KEY or entry.key is None:
+            return
+        self._busy.discard(entry.key)
+        for offset in self._waiting.pop(entry.key, ()):
+            heapq.heappush(self._ready, offset)
+
+    def expire(self, now: float) -> int:
+        """Take back what nobody renewed in time; returns how many."""
+        over = [offset for offset, held in self.held.items() if held.until <= now]
+        for offset in over:
+            self.give_back(offset, lost=1)
+        return len(over)
+
+    def put_down(self, below: int, started: Collection[str]) -> int:
+        """Count one more handing-over of all unfinished messages below an offset, and one more
+        loss of those whose ids are in `started`. Returns how many there are."""
+        found = [entry for offset, entry in self._entries.items() if offset < below]
+        for entry in found:
+            before = self._counts.get(entry.offset, NEVER)
+            self._counts[entry.offset] = Counts(
+                before.deliveries + 1, before.lost + (entry.id in started)
+            )
+        return len(found)
+
+    def forget_ready(self) -> int:
+        """Finish everything that nobody holds: the queue was purged. Returns how many."""
+        self._ready += [offset for waiting in self._waiting.values() for offset in waiting]
+        self._waiting.clear()
+        for offset in self._ready:
+            del self._entries[offset]
+            self._counts.pop(offset, None)
+            self._upper = max(self._upper, offset + 1)
+        gone, self._ready = len(self._ready), []
+        return gone
+
+    # ---- committing
+
+    def marks(self, *, closing: bool = False) -> Marks:
+        """What to commit now. `closing`: nobody may be handed anything after that, and what is
+        still held counts as lost."""
+        offset = self.low()
+        restored = self._restored
+        unfinished = {
+            each: self._counts.get(each, NEVER) for each in self._entries if each < self._upper
+        }
+        upper = self._upper
+        for each, counts in self._counts.items():
+            upper = max(upper, each + 1)
+            unfinished[each] = counts
+        if self.position < restored.upper:
+            unfinished.update(
+                (each, counts)
+                for each, counts in restored.unfinished.items()
+                if each >= self.position
+            )
+        if closing:
+            for each in self.held:
+                counts = self._counts.get(each, NEVER)
+                unfinished[each] = Counts(counts.deliveries + 1, counts.lost + 1)
+                upper = max(upper, each + 1)
+        for each in self._entries if upper > self._upper else ():
+            if each < upper:
+                unfinished.setdefault(each, NEVER)
+        reach = offset
+        if not closing:
+            reach = max(self.reach, self._handed + self._slack, offset)
+        if self.position < self._unclean:
+            reach = max(reach, self._unclean)
+        return Marks(offset, reach, max(upper, offset), unfinished)
+
+    def committed(self, marks: Marks, told: int, sure: list[int]) -> None:
+        """A commit of these marks succeeded, with all that is finished below `told`."""
+        self.reach = max(self.reach, marks.reach)
+        self.sure = marks.offset
+        self.cut = marks.upper - told
+        for offset in sure:
+            self.unsure.pop(offset, None)

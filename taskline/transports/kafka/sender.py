@@ -1,0 +1,123 @@
+"""Sending: an idempotent producer, and one thread that collects what the broker answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, KafkaException
+
+from taskline.errors import TransportError
+from taskline.kafka.client import new_producer, translate
+from taskline.kafka.location import Location
+from taskline.transports.kafka.records import Headers
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message as Record
+    from confluent_kafka import Producer
+
+POLL = 0.2
+"""Seconds after which the thread looks whether it is to end."""
+
+
+class Outgoing:
+    """One record to be written."""
+
+    __slots__ = ("headers", "key", "partition", "topic", "value")
+
+    def __init__(
+        self,
+        topic: str,
+        value: bytes | None,
+        headers: Headers,
+        key: bytes | None = None,
+        partition: int = -1,
+    ) -> None:
+        self.topic = topic
+        self.value = value
+        self.headers = headers
+        self.key = key
+        self.partition = partition
+        """-1: by the key, or else any."""
+
+
+class _Pending:
+    """The records of one call that the broker has not answered for."""
+
+    __slots__ = ("count", "done", "error")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.error: KafkaError | None = None
+        self.done = threading.Event()
+
+    def delivered(self, error: KafkaError | None, record: Record) -> None:
+        """One was answered for. Called by the collecting thread only."""
+        if error is not None:
+            self.error = error
+        self.count -= 1
+        if not self.count:
+            self.done.set()
+
+
+class Sender:
+    """Any thread may `send`; one thread of its own, `taskline-kafka-sender`, serves callbacks.
+
+    Records of many callers travel in common batches.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._producer = new_producer(location)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(
+            target=self._collect, name="taskline-kafka-sender", daemon=True
+        )
+        self._thread.start()
+
+    def send(self, records: Sequence[Outgoing]) -> None:
+        """Write all; returns when the broker has acknowledged each. Raises `TransportError`."""
+        pending = _Pending(len(records))
+        produce, delivered = self._producer.produce, pending.delivered
+        written = 0
+        try:
+            for each in records:
+                while True:
+                    try:
+                        produce(
+                            each.topic,
+                            each.value,
+                            each.key,
+                            each.partition,
+                            delivered,
+                            headers=each.headers,
+                        )
+                        break
+                    except BufferError:  # the local queue is full: the thread empties it
+                        pending.done.wait(0.01)
+                written += 1
+        except KafkaException as error:
+            raise translate(self._location, error, "take a message") from None
+        if not pending.done.wait(self._location.timeout + 5 * POLL):
+            raise TransportError(
+                f"Kafka at {self._location.brokers} has not acknowledged {pending.count} messages "
+                f"within {self._location.timeout:g} s; they may be stored all the same"
+            )
+        if pending.error is not None:
+            raise translate(self._location, pending.error, "take a message")
+
+    def _collect(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(POLL)
+
+    def close(self) -> None:
+        """End the thread and drop the producer."""
+        self._closing.set()
+        self._thread.join(5 * POLL)
+
+
+def write(producer: Producer, records: Sequence[Outgoing]) -> None:
+    """Give records to a transactional producer: the commit of its transaction waits for them."""
+    for each in records:
+        producer.produce(each.topic, each.value, each.key, each.partition, headers=each.headers)

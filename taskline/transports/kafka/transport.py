@@ -1,0 +1,328 @@
+"""The transport: queues are topics, workers a consumer group, a lease is membership of it.
+
+`docs/transports/kafka.md` tells how it is laid out and what a log cannot do. The parts:
+`sender` writes; `member` receives and settles, with `partition` for the bookkeeping;
+`delays` moves on what waits; `dead` keeps the dead letters; `eviction` hands back what a
+dead process held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from typing_extensions import Self
+
+from taskline.clock import SYSTEM_CLOCK, Clock
+from taskline.errors import TransportError
+from taskline.kafka.client import VERSION, Cluster
+from taskline.kafka.location import AUTO, Location, locate
+from taskline.message import DeadLetter, Delivery, Message, Outcome
+from taskline.registry import Spec
+from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
+from taskline.transports.kafka.dead import DeadLetters
+from taskline.transports.kafka.delays import Delays, delayed, need_delays
+from taskline.transports.kafka.eviction import evict, new_name
+from taskline.transports.kafka.member import Member
+from taskline.transports.kafka.records import (
+    DELIVERIES,
+    ID,
+    LOST,
+    Headers,
+    headers_of,
+    key_of,
+)
+from taskline.transports.kafka.sender import Outgoing, Sender
+
+log = logging.getLogger("taskline.kafka")
+
+TRIM_EVERY = 60.0
+"""Seconds between deletions of records that are done."""
+
+
+class KafkaTransport(Transport):
+    """See the module. Connections are opened when they are used; `_lock` guards the opening."""
+
+    scheme = "kafka"
+    capabilities = Capabilities(
+        priority=False,
+        ordering=False,
+        peek=False,
+        delete=False,
+        idempotent=False,
+        shared=False,
+        random_access=False,
+        any_name=False,
+    )
+
+    def __init__(self, location: Location, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(clock)
+        self.location = location
+        self._cluster = Cluster(location)
+        self._dead = DeadLetters(location, self._cluster, clock)
+        self._lock = threading.Lock()
+        self._sender: Sender | None = None
+        self._member: Member | None = None
+        self._delays: Delays | None = None
+        self._touched: set[str] = set()
+        """Queues that this connection sent to or received from."""
+        self._interrupted = False
+        self._trim_at = clock.monotonic() + TRIM_EVERY
+        self._trimmed: dict[tuple[str, int], int] = {}
+
+    @classmethod
+    def from_spec(cls, spec: Spec, clock: Clock) -> Self:
+        """Open one for a URL or a mapping; nothing is connected yet."""
+        return cls(locate(spec), clock)
+
+    # ---- sending
+
+    def send(self, messages: Sequence[Message]) -> None:
+        if messages:
+            self._to_send().send([self._record(each) for each in messages])
+
+    def _to_send(self) -> Sender:
+        if self._sender is None:
+            with self._lock:
+                if self._sender is None:
+                    self._sender = Sender(self.location)
+        return self._sender
+
+    def _topic(self, queue: str) -> str:
+        topic = self.location.topic(queue)
+        if queue not in self._touched:
+            self._cluster.need(topic)
+            self._touched.add(queue)
+        return topic
+
+    def _record(self, message: Message, deliveries: int = 0) -> Outgoing:
+        """The record of a message: for its queue's topic, or for the delay topic."""
+        header = message.header
+        topic = self._topic(header.queue)
+        headers = headers_of(header, deliveries)
+        key = key_of(message)
+        if header.eta is not None and header.eta > (now := self.clock.time()):
+            need_delays(self._cluster)
+            return delayed(self.location, topic, message.frame, headers, key, header.eta, now)
+        return Outgoing(topic, message.frame, headers, key)
+
+    # ---- working
+
+    def receive(
+        self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
+    ) -> list[Delivery]:
+        for queue in queues:
+            if not queue.startswith("^"):
+                self._topic(queue)
+        member = self._member
+        if member is None or member.over:
+            member = self._join(lease, consumer)
+        return member.receive(queues, limit, lease, wait, consumer)
+
+    def _join(self, lease: float, consumer: str) -> Member:
+        with self._lock:
+            old, self._member = self._member, None
+        if old is not None:
+            old.close()
+        instance = new_name(consumer)
+        member = Member(self._cluster, instance, lease, self.clock)
+        with self._lock:
+            self._member = member
+            if self._interrupted:
+                self._interrupted = False
+                member.interrupt()
+            if self._delays is None and self.location.create_topics == AUTO:
+                self._delays = Delays(self.location, self._cluster, instance, self.clock)
+        return member
+
+    def interrupt(self) -> None:
+        with self._lock:
+            member = self._member
+            self._interrupted = member is None
+        if member is not None:
+            member.interrupt()
+
+    def ack(
+        self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
+    ) -> list[Delivery]:
+        member = self._member
+        return list(deliveries) if member is None else member.ack(deliveries)
+
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> list[Delivery]:
+        member = self._member
+        if member is None:
+            return list(deliveries)
+        if delay <= 0:
+            return member.give_back(deliveries)
+        if deliveries:
+            need_delays(self._cluster)
+        now = self.clock.time()
+
+        def wait(delivery: Delivery) -> Outgoing:
+            headers: Headers = [
+                (ID, delivery.id.encode()),
+                (DELIVERIES, b"%d" % delivery.deliveries),
+                (LOST, b"%d" % delivery.lost),
+            ]
+            topic = delivery.receipt.topic
+            return delayed(self.location, topic, delivery.frame, headers, None, now + delay, now)
+
+        return member.move(deliveries, wait)
+
+    def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
+        member = self._member
+        if member is None:
+            return [delivery for delivery, _ in pairs]
+        records = {
+            id(delivery): self._record(message, delivery.deliveries) for delivery, message in pairs
+        }
+        return member.move([each for each, _ in pairs], lambda each: records[id(each)])
+
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
+        member = self._member
+        return list(deliveries) if member is None else member.extend(deliveries, lease)
+
+    def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
+        member = self._member
+        if member is None:
+            return [delivery for delivery, _ in burials]
+        if burials:
+            self._dead.need()
+        record = self._dead.record
+        records = {id(delivery): record(delivery, letter) for delivery, letter in burials}
+        return member.move([each for each, _ in burials], lambda each: records[id(each)])
+
+    def recover(self, consumer: str, started: Collection[str]) -> int:
+        member = self._member
+        own = 0 if member is None else member.recover(consumer, set(started))
+        return own + evict(
+            self.location,
+            self._cluster,
+            self.clock,
+            consumer,
+            set(started),
+            but="" if member is None else member.instance,
+        )
+
+    # ---- looking
+
+    def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
+        there = self._cluster.topics()
+        marks = self._cluster.group_marks(self.location.group)
+        names = set(self._all_queues(there, marks) if queues is None else queues)
+        topics = {self.location.topic(name): name for name in names}
+        ends = self._cluster.ends(topic for topic in topics if topic in there)
+        ready = dict.fromkeys(names, 0)
+        for (topic, number), (first, after) in ends.items():
+            known = marks.get((topic, number))
+            at = first if known is None else max(first, known.offset)
+            beyond = 0 if known is None else known.upper - known.offset - len(known.unfinished)
+            ready[topics[topic]] += max(0, after - at - max(0, beyond))
+        dead = dict.fromkeys(names, 0)
+        for letter in self._dead.all().values():
+            if queues is None and letter.queue not in dead:
+                ready[letter.queue] = dead[letter.queue] = 0
+            if letter.queue in dead:
+                dead[letter.queue] += 1
+        return [
+            QueueStats(queue=name, ready=ready[name], delayed=None, leased=None, dead=dead[name])
+            for name in sorted(ready)
+        ]
+
+    def _all_queues(self, there: Collection[str], marks: Collection[tuple[str, int]]) -> list[str]:
+        """With a prefix, all topics that have it; else those that this group has to do with."""
+        location = self.location
+        known = {topic for topic, _ in marks} | {location.topic(each) for each in self._touched}
+        return [
+            location.queue(topic)
+            for topic in there
+            if topic.startswith(location.prefix)
+            and not location.queue(topic).startswith("_")
+            and (location.prefix or topic in known)
+        ]
+
+    def peek(self, queue: str, limit: int = 10, offset: int = 0) -> list[StoredMessage]:
+        raise self._refuse("show messages without handing them over: read the topic instead")
+
+    def purge(self, queue: str) -> int:
+        """Delete the records of the topic that are there now. What is delayed stays."""
+        topic = self.location.topic(queue)
+        (stats,) = self.stats([queue])
+        member = self._member
+        held = 0
+        if member is not None:
+            held = member.held_of(queue)
+            member.forget_ready(queue)
+        ends = self._cluster.ends([topic])
+        self._cluster.delete_before({place: after for place, (_, after) in ends.items()})
+        return max(0, (stats.ready or 0) - held)
+
+    def delete(self, ids: Sequence[str]) -> list[str]:
+        if not ids:
+            return []
+        raise self._refuse("delete one message: revoke the task, and its worker drops it")
+
+    def dead_letters(
+        self, queue: str | None = None, limit: int = 100, offset: int = 0
+    ) -> list[DeadLetter]:
+        found = [each for each in self._dead.all().values() if queue is None or each.queue == queue]
+        return found[::-1][offset : offset + limit]
+
+    def dead_letter(self, id: str) -> DeadLetter | None:
+        return self._dead.all().get(id)
+
+    def requeue(self, messages: Sequence[Message]) -> list[str]:
+        by_id = {each.header.id: each for each in messages}
+        return self._dead.take(
+            list(by_id), lambda letter, handed: self._record(by_id[letter.id], handed)
+        )
+
+    def purge_dead(self, ids: Sequence[str]) -> int:
+        return len(self._dead.take(ids, lambda letter, handed: None))
+
+    def ping(self) -> None:
+        self._cluster.describe()
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "transport": self.scheme,
+            "address": self.location.brokers,
+            "version": VERSION,
+            "group": self.location.group,
+            **self._cluster.describe(),
+        }
+
+    def maintain(self) -> None:
+        """Delete what is done from the topics, where the broker keeps everything until then."""
+        now, member = self.clock.monotonic(), self._member
+        keeps = self.location.retention < 0 and self.location.create_topics == AUTO
+        if member is None or not keeps or now < self._trim_at:
+            return
+        self._trim_at = now + TRIM_EVERY
+        done = {
+            place: offset
+            for place, offset in member.done().items()
+            if offset > self._trimmed.get(place, 0)
+        }
+        try:
+            self._cluster.delete_before(done)
+        except TransportError as error:
+            log.warning("what is done stays in its topics: %s", error)
+        self._trimmed.update(done)
+
+    def close(self) -> None:
+        with self._lock:
+            member, self._member = self._member, None
+            sender, self._sender = self._sender, None
+            delays, self._delays = self._delays, None
+        if delays is not None:
+            delays.close()
+        for each in (member, sender):
+            if each is not None:
+                each.close()
+        if delays is not None:
+            delays.join()
+        self._dead.close()
+        self._cluster.close()

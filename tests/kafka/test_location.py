@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+
+from taskline.errors import ConfigurationError
+from taskline.kafka.location import locate
+from taskline.transports import open_transport
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BROKERS", "PRODUCER_BROKERS", "CONSUMER_BROKERS", "KEY", "SECRET"):
+        monkeypatch.delenv(f"KAFKA_{name}", raising=False)
+    monkeypatch.delenv("KAFKA_CONSUMER_GROUP", raising=False)
+
+
+def test_a_url() -> None:
+    found = locate("kafka://a,b:9093?group=shop&partitions=3&linger.ms=5&prefix=")
+    assert found.producer["bootstrap.servers"] == found.brokers == "a,b:9093"
+    assert (found.group, found.partitions, found.prefix) == ("shop", 3, "")
+    assert found.producer["linger.ms"] == found.consumer["linger.ms"] == "5"
+    assert found.topic("mail") == "mail"
+
+
+def test_a_password_logs_in_over_tls_and_is_not_shown() -> None:
+    found = locate("kafka://ann:s%40crt@a?sasl.mechanism=SCRAM-SHA-256")
+    assert found.consumer["sasl.username"] == "ann"
+    assert found.consumer["sasl.password"] == "s@crt"
+    assert found.consumer["security.protocol"] == "SASL_SSL"
+    assert found.consumer["sasl.mechanism"] == "SCRAM-SHA-256"
+    assert "s@crt" not in str(found)
+    with pytest.raises(ConfigurationError) as refused:
+        locate("kafka://ann:secret@a?grup=x")
+    assert "secret" not in str(refused.value)
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "BROKERS": "x", "PRODUCER_BROKERS": "p", "KEY": "ann", "SECRET": "s", "CONSUMER_GROUP": "g",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"KAFKA_{name}", value)
+    found = locate("kafka://")
+    assert found.producer["bootstrap.servers"] == "p"
+    assert found.consumer["bootstrap.servers"] == "x"
+    assert found.consumer["sasl.username"] == "ann"
+    assert found.consumer["sasl.mechanism"] == "PLAIN"
+    assert found.group == "g"
+    assert locate("kafka://mine?group=h").producer["bootstrap.servers"] == "mine"
+    assert locate("kafka://mine?group=h").group == "h"
+
+
+def test_a_mapping() -> None:
+    found = locate(
+        {
+            "type": "kafka",
+            "brokers": ["a:1", "b:2"],
+            "config": {"client.id": "c"},
+            "producer": {"acks": "1"},
+            "socket.timeout.ms": 5000,
+        }
+    )
+    assert found.brokers == "a:1,b:2"
+    assert found.producer["acks"] == "1"
+    assert "acks" not in found.consumer
+    assert found.consumer["client.id"] == "c"
+    assert found.consumer["socket.timeout.ms"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("kafka://", "names no broker"),
+        ("kafka://a/topic", "has a path"),
+        ("kafka://a?nonsense=1", "no option 'nonsense'"),
+        ("kafka://a?group.id=x", "group=…"),
+        ("kafka://a?enable.auto.commit=true", "not yours to set"),
+        ("kafka://a?ordering=fifo", "use none or key or partition"),
+        ("kafka://a?partitions=0", "partitions='0'"),
+        ("kafka://a?timeout=soon", "timeout='soon'"),
+        ("kafka://a?prefix=a/b", "prefix='a/b'"),
+    ],
+)
+def test_what_is_wrong_is_said(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said.replace("?", r"\?")):
+        locate(url)
+
+
+@pytest.mark.parametrize("queue", ["a b", "é", "_dead_letters", "x" * 250, "a/b", ""])
+def test_a_queue_that_cannot_be_a_topic(queue: str) -> None:
+    location = locate("kafka://a")
+    if queue:
+        with pytest.raises(ConfigurationError, match="cannot be a Kafka topic"):
+            location.topic(queue)
+
+
+def test_a_pattern_is_checked() -> None:
+    location = locate("kafka://a")
+    assert location.pattern("mail") is None
+    assert location.pattern("^orders-.*") == "^taskline\\.[^_].*"
+    with pytest.raises(ConfigurationError, match="no regular expression"):
+        location.pattern("^(")
+
+
+def test_it_is_opened_by_its_url_and_connects_to_nothing_yet() -> None:
+    transport = open_transport("kafka://127.0.0.1:1")
+    assert transport.scheme == "kafka"
+    transport.close()

@@ -1,0 +1,138 @@
+"""A partition's bookkeeping against a model, over crashes and orderly handings-over."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taskline.kafka.marks import Marks, decode, encode
+from taskline.transports.kafka.partition import Partition
+from taskline.transports.kafka.records import Entry
+
+LONG = 1e9
+steps = st.lists(
+    st.tuples(st.sampled_from(["write", "take", "finish", "back", "commit", "crash", "leave"]),
+              st.integers(0, 1000)),
+    max_size=80,
+)  # fmt: skip
+
+
+class Log:
+    """One partition of a broker, and the worker that has it."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.next = 0
+        self.done: set[int] = set()
+        self.handed: dict[int, int] = {}
+        self.committed: tuple[int, str] = (0, "")
+        self.sure: set[int] = set()
+        self.serials = count()
+        self.assign()
+
+    def assign(self) -> None:
+        offset, text = self.committed
+        self.done = set(self.sure)
+        self.partition = Partition("t", 0, "q", decode(offset, text), high=self.next, window=50)
+        self.read()
+
+    def read(self) -> None:
+        for offset in self.offsets:
+            if offset >= self.partition.position:
+                self.partition.add(Entry(offset, str(offset), b""))
+
+    def commit(self, *, closing: bool = False) -> None:
+        marks = self.partition.marks(closing=closing)
+        text, told = encode(marks)
+        self.committed = (marks.offset, text)
+        self.sure = set(self.done)
+        self.partition.committed(marks, told, list(self.partition.unsure))
+
+    def step(self, what: str, number: int) -> None:
+        partition = self.partition
+        held = sorted(partition.held)
+        if what == "write":
+            self.next += number % 3  # the end of a transaction is an offset without a message
+            self.offsets.append(self.next)
+            self.next += 1
+            self.read()
+        elif what == "take":
+            if not partition.ready() and partition.ready(beyond_reach=True):
+                self.commit()
+            for each in partition.take(1 + number % 4, LONG, "w", self.serials, "m"):
+                offset = each.receipt.offset
+                assert offset not in self.sure, "finished and committed, and handed over again"
+                assert each.deliveries > self.handed.get(offset, 0), "deliveries only ever grow"
+                self.handed[offset] = each.deliveries
+        elif what == "finish" and held:
+            offset = held[number % len(held)]
+            partition.finish(offset)
+            self.done.add(offset)
+        elif what == "back" and held:
+            partition.give_back(held[number % len(held)])
+        elif what == "commit":
+            self.commit()
+        elif what == "crash":
+            self.assign()
+        elif what == "leave":
+            self.commit(closing=True)
+            self.assign()
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps)
+def test_nothing_is_lost_and_only_what_was_not_committed_repeats(history: list[Any]) -> None:
+    log = Log()
+    for what, number in history:
+        log.step(what, number)
+    for _ in range(4 * len(history) + 4):
+        log.step("take", 3)
+        for offset in sorted(log.partition.held):
+            log.partition.finish(offset)
+            log.done.add(offset)
+        log.commit()
+    assert log.done == set(log.offsets)
+
+
+def test_in_the_order_of_keys_one_of_a_key_is_out_at_a_time() -> None:
+    partition = Partition("t", 0, "q", Marks(0, 0, 0, {}), ordering="key")
+    for offset, key in enumerate([b"a", b"a", b"b", None, b"a"]):
+        partition.add(Entry(offset, str(offset), b"", key))
+    partition.committed(partition.marks(), 0, [])
+    serials = count()
+    taken = [each.id for each in partition.take(9, LONG, "w", serials, "m")]
+    assert taken == ["0", "2", "3"]
+    partition.finish(0)
+    assert [each.id for each in partition.take(9, LONG, "w", serials, "m")] == ["1"]
+    partition.give_back(1)
+    assert [each.id for each in partition.take(9, LONG, "w", serials, "m")] == ["1"]
+
+
+def test_in_the_order_of_partitions_one_is_out_at_a_time() -> None:
+    partition = Partition("t", 0, "q", Marks(0, 0, 0, {}), ordering="partition")
+    for offset in range(3):
+        partition.add(Entry(offset, str(offset), b""))
+    partition.committed(partition.marks(), 0, [])
+    for expected in ("0", "1", "2"):
+        (taken,) = partition.take(9, LONG, "w", count(), "m")
+        assert taken.id == expected
+        partition.finish(taken.receipt.offset)
+
+
+def test_a_full_window_stops_its_partition_until_the_first_is_done() -> None:
+    partition = Partition("t", 0, "q", Marks(0, 0, 0, {}), window=5)
+    for offset in range(10):
+        partition.add(Entry(offset, str(offset), b""))
+    partition.committed(partition.marks(), 0, [])
+    first, *others = partition.take(9, LONG, "w", count(), "m")
+    assert len(others) == 4
+    for each in others:
+        partition.finish(each.receipt.offset)
+    assert not partition.ready()
+    assert partition.marks().offset == 0
+    partition.finish(first.receipt.offset)
+    assert partition.ready()
+    assert partition.marks().offset == 5

@@ -73,6 +73,7 @@ class Log:
             self.done.add(offset)
         elif what == "back" and held:
             partition.give_back(held[number % len(held)])
+            self.commit()
         elif what == "commit":
             self.commit()
         elif what == "crash":

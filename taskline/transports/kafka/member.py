@@ -279,11 +279,13 @@ class Member:
     def give_back(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Ready again, here; asks the broker whether this is still a member of the group."""
         self._verify(deliveries)
+        touched = self._touched(deliveries)
         with self._changed:
             mine, lost = self._split(deliveries)
             for each in mine:
                 self._partition(each).give_back(each.receipt.offset)
             self._changed.notify_all()
+        self._commit(touched)  # their deliveries, which must not be counted twice after a crash
         return lost
 
     def recover(self, consumer: str, started: set[str]) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,10 @@ from integration.servers.kafka import KafkaServer
 from taskline.clock import Clock
 from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.kafka import KafkaTransport
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("TASKLINE_TEST_KAFKA_ALL"), reason="minutes: set TASKLINE_TEST_KAFKA_ALL=1"
+)
 
 
 class TestKafkaTransport(TransportConformance):

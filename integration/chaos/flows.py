@@ -105,8 +105,11 @@ class Site:
             supervisor.wait()
 
 
-def run(url: str, chords: int, size: int, every: float, seed: int) -> Report:
-    """Let so many chords of `size` members be done, with a kill every `every` seconds."""
+def run(url: str, chords: int, size: int, every: float, seed: int, kills: int = 0) -> Report:
+    """Let so many chords of `size` members be done, with a kill every `every` seconds.
+
+    More are begun until there were `kills` kills: a fast machine is done before that.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         notes = Path(directory) / "notes"
@@ -117,10 +120,11 @@ def run(url: str, chords: int, size: int, every: float, seed: int) -> Report:
         waiting: dict[int, tuple[FlowResult[int], float]] = {}
         dice = random.Random(seed)
         next_strike = start + 1.0
-        started = iter(range(chords))
+        begun = 0
         while True:
-            while len(waiting) < AHEAD and (number := next(started, None)) is not None:
-                waiting[number] = _begin(caller, number, size), time.monotonic()
+            while len(waiting) < AHEAD and (begun < chords or site.kills < kills):
+                waiting[begun] = _begin(caller, begun, size), time.monotonic()
+                begun += 1
             if not waiting:
                 break
             now = time.monotonic()
@@ -136,7 +140,7 @@ def run(url: str, chords: int, size: int, every: float, seed: int) -> Report:
             if waiting and now - min(since for _, since in waiting.values()) > PATIENCE:
                 break
         again, twice = _runs(notes, site.killed)
-    return Report(chords, completed, wrong, site.kills, again, twice, time.monotonic() - start)
+    return Report(begun, completed, wrong, site.kills, again, twice, time.monotonic() - start)
 
 
 def _begin(app: Taskline, number: int, size: int) -> FlowResult[int]:

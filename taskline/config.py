@@ -76,6 +76,8 @@ class Settings(msgspec.Struct, kw_only=True):
     """Run tasks inside `delay()`, here and now."""
     log_levels: dict[LogEvent, LogLevel] = {}
     """At which levels the logger `taskline.worker` has its line for an event of a task's life."""
+    unknown_grace: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Seconds since it was due for which a task that a worker does not know is left to others."""
     include: list[str] = []
     """Modules that workers import."""
     queues: dict[str, dict[str, Any]] = {}

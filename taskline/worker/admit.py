@@ -65,6 +65,7 @@ class Admission:
         self._revoked = revoked
         self._condemned = condemned
         self._max_deliveries = max_deliveries
+        self._unknown_grace = app.settings.unknown_grace
 
     def admit(self, deliveries: list[Delivery]) -> Admitted:
         """Sort these deliveries by what becomes of them."""
@@ -155,7 +156,9 @@ class Admission:
         """False, with a verdict that is carried out, for what must not run."""
         delivery, header, task = job.delivery, job.header, job.task
         assert header is not None
-        if task is None:
+        if task is None and now - max(header.sent, header.eta or 0.0) < self._unknown_grace:
+            self._settlements.give_back([job], ASK_AGAIN)  # a worker of newer code may know it
+        elif task is None:
             self._refuse(
                 job,
                 UnknownTask(

@@ -12,6 +12,7 @@ from workbench import Bench, spy_on, until, working
 
 from taskline import Taskline
 from taskline.clock import ManualClock
+from taskline.message import PENDING
 
 
 @pytest.fixture
@@ -336,3 +337,45 @@ def test_a_storm_of_tasks_is_worked_off_by_several_workers_once_each(
         results = run.map(range(2000))
         assert results.get(timeout=60) == list(range(2000))
     assert set(counts.values()) == {1}
+
+
+# ---- workers of different versions
+
+
+def test_a_task_of_newer_code_is_left_to_workers_that_know_it(make_app: Any) -> None:
+    clock = ManualClock()
+    old = make_app(clock=clock, unknown_grace=60.0)
+    new = make_app(clock=clock, unknown_grace=60.0)
+    ran: list[int] = []
+
+    @new.task(name="fresh")
+    def fresh(number: int) -> int:
+        ran.append(number)
+        return number
+
+    result = fresh.delay(1)
+    first, second = Bench(old, name="old"), Bench(new, name="new")
+    first.turn(2)
+    assert first.held == set(), "it is handed back"
+    assert (result.state, ran) == (PENDING, [])
+    clock.advance(2.0)
+    second.drain()
+    assert (result.result, ran) == (1, [1])
+
+
+def test_a_task_that_nobody_knows_is_buried_after_the_grace(make_app: Any) -> None:
+    clock = ManualClock()
+    app = make_app(clock=clock, unknown_grace=60.0)
+    result = app.send_task("nobody.knows", countdown=100.0)
+    bench = Bench(app)
+    for _ in range(159):
+        clock.advance(1.0)
+        bench.turn(2)
+    assert result.state == PENDING, "the grace counts from when it was due"
+    for _ in range(3):
+        clock.advance(1.0)
+        bench.turn(2)
+    assert result.failed()
+    letter = app.transport.dead_letter(result.id)
+    assert letter is not None
+    assert "no task 'nobody.knows' is registered in this worker" in letter.reason

@@ -71,6 +71,7 @@ SHOWN = 5
     metavar="N",
     help="Deaths of its worker after which a message is dead.",
 )
+@click.option("--drain", is_flag=True, help="End when the queues have nothing left that is due.")
 @click.option(
     "--starvation",
     type=lasting,

@@ -67,6 +67,7 @@ class IOThread:
         condemned: Condemned | None = None,
         lifetime: Lifetime | None = None,
         starvation: float | None = None,
+        drain: bool = False,
         batch_places: int = 0,
     ) -> None:
         self._app = app
@@ -81,6 +82,9 @@ class IOThread:
         self._condemned = condemned
         self._lifetime = lifetime
         self._starvation = starvation
+        self._drain = drain
+        self.drained = False
+        """Whether the process ends because its queues are empty."""
         self._fed_at = self._starved_at = 0.0
         self._herald = Herald(runner)
         self._event = threading.Event()
@@ -342,11 +346,19 @@ class IOThread:
         idle = wait > 0 and not self._settlements.held
         if self._starvation is not None:
             self._look_at_hunger(now, self._starvation)
+        if self._drain and idle and not deliveries and self._queues_are_empty():
+            self.drained = True
+            self.stop(0.0)
         if now >= self._next_upkeep and (idle or now >= self._next_upkeep + UPKEEP_AT_LEAST):
             self._next_upkeep = now + TICK
             self._transport.maintain()
             if self._backend is not None:
                 self._backend.maintain()
+
+    def _queues_are_empty(self) -> bool:
+        """Whether nothing is due, and nobody holds anything that may come back."""
+        found = self._transport.stats(self._queues)
+        return not any(each.ready or each.leased for each in found)
 
     def _look_at_hunger(self, now: float, starvation: float) -> None:
         """Tell the middleware, each `starvation` seconds, that nothing comes."""

@@ -21,6 +21,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     grace: float | None = None
     prefetch: int | None = None
     max_deliveries: int | None = None
+    drain: bool = False
+    """End when the queues have nothing left that is due, and nobody runs anything of them."""
     starvation: float | None = None
     """Seconds without a message after which the middleware is told, and again after as many."""
     max_tasks: int | None = None

@@ -37,6 +37,9 @@ SWITCH_INTERVAL = 0.001
 RECYCLED = 75
 """Exit code of a process that asks to be replaced (EX_TEMPFAIL)."""
 
+DRAINED = 76
+"""Exit code of a process whose queues are empty: it was to end then."""
+
 MISCONFIGURED = 2
 """Exit code of a process that no replacement would help."""
 
@@ -82,6 +85,7 @@ class Worker:
             condemned=condemned,
             lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
             starvation=options.starvation,
+            drain=options.drain,
         )
         self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []
@@ -149,6 +153,8 @@ class Worker:
         self._call_hooks("process_stop", *["worker_stop"] * alone)
         if self._failure is not None:
             raise self._failure
+        if self.io.drained and not alone:
+            return DRAINED
         return RECYCLED if self.io.recycle else 0
 
     def _call_hooks(self, *events: str) -> None:

@@ -30,7 +30,7 @@ from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import STOP, STOP_NOW
-from taskline.worker.process import MISCONFIGURED, RECYCLED, run_child, served_queues
+from taskline.worker.process import DRAINED, MISCONFIGURED, RECYCLED, run_child, served_queues
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -164,7 +164,7 @@ class Supervisor:
                     # What it still runs may take hours: others need its place meanwhile.
                     child.succeeded = True
                     self._children.append(Child(child.number, self._slots))
-        return True
+        return bool(self._children or self._to_recover)
 
     def _pause(self) -> float:
         """Seconds until something is due besides signals."""
@@ -263,6 +263,10 @@ class Supervisor:
             self._signals = max(self._signals, 1)
             return
         started = [running.id for running in child.ledger.running()]
+        if code == DRAINED:
+            log.info("process %d ended: its queues are empty", pid)
+            self._children.remove(child)
+            return
         if started or code not in (0, RECYCLED):
             self._to_recover.append((child.consumer, started))
             self._recover_at = now

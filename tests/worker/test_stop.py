@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from stage import Stage
 from workbench import Bench, spy_on, until, working
 
 from taskline import Taskline
@@ -182,3 +183,49 @@ def test_included_modules_are_imported_by_the_worker(
 
     Worker(app)
     assert sys.modules["worker_test_included"].imported
+
+
+# ---- until the queues are empty
+
+
+def test_draining_ends_when_nothing_is_due_and_nothing_runs(make_app: Any) -> None:
+    app = make_app()
+    runs: list[str] = []
+
+    @app.task
+    def run(key: str) -> None:
+        runs.append(key)
+
+    run.map(["first", "second"])
+    later = run.options(countdown=3600).delay("later")
+    sibling, bench = Bench(app, name="sibling", prefetch=1), Bench(app, drain=True)
+    sibling.turn()
+    assert sibling.begin() is not None
+    for _ in range(5):
+        assert bench.io.step(0.001), "the sibling's task may come back"
+        bench.work()
+    sibling.finish()
+    sibling.drain()
+    for _ in range(5):
+        if not bench.io.step(0.001):
+            break
+        bench.work()
+    else:
+        raise AssertionError("it does not end")
+    assert bench.io.drained
+    assert sorted(runs) == ["first", "second"]
+    assert [each.id for each in app.transport.peek("default")] == [later.id]
+
+
+def test_a_supervisor_that_drains_ends_with_its_processes(stage: Stage) -> None:
+    results = [stage.call("quick") for _ in range(20)]
+    held = stage.call("hold", "a")
+    group = stage.start(processes=2, drain=True)
+    for result in results:
+        stage.get(result)
+    stage.begun("a")
+    assert group.process.poll() is None
+    stage.release("a")
+    assert group.exit_code() == 0
+    assert stage.get(held)
+    assert "its queues are empty" in group.log

@@ -118,6 +118,7 @@ class Bench:
         backend: Backend | Spy | None = None,
         lifetime: Lifetime | None = None,
         starvation: float | None = None,
+        drain: bool = False,
     ) -> None:
         self.app = app
         self.clock = app.clock
@@ -137,6 +138,7 @@ class Bench:
             condemned=condemned,
             lifetime=lifetime,
             starvation=starvation,
+            drain=drain,
         )
         self.exchange = self.io.exchange
         self.transport: Any = transport or app.open_transport()

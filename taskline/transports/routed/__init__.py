@@ -1,0 +1,3 @@
+"""Several transports as one: see `transport.py`."""
+
+from taskline.transports.routed.transport import RoutedTransport as RoutedTransport

@@ -15,8 +15,8 @@ import os, sys, time
 from taskline import Taskline, step
 from taskline.worker import Supervisor, WorkerOptions
 
-URL, NOTES = sys.argv[1:3]
-app = Taskline("kill", broker=URL, backend=URL, lease=1.0)
+BROKER, BACKEND, NOTES = sys.argv[1:4]
+app = Taskline("kill", broker=BROKER, backend=BACKEND, lease=1.0)
 
 def note(word):
     with open(NOTES, "a") as notes:
@@ -37,14 +37,20 @@ if __name__ == "__main__":
 """
 
 
-def kill_between_steps(url: str, directory: Path, number: int) -> None:
-    """A durable task whose process is killed with SIGKILL after so many of its six steps."""
+def kill_between_steps(
+    url: str, directory: Path, number: int, *, backend: str | None = None
+) -> None:
+    """A durable task whose process is killed with SIGKILL after so many of its six steps.
+
+    Results are kept at the same URL, or at that of a `backend`.
+    """
+    backend = backend or url
     program, notes = directory / "program.py", directory / "notes"
     program.write_text(PROGRAM)
-    caller = Taskline("kill", broker=url, backend=url)
+    caller = Taskline("kill", broker=url, backend=backend)
     result = caller.send_task("steps", (6,))
     worker = subprocess.Popen(
-        [sys.executable, str(program), url, str(notes)],
+        [sys.executable, str(program), url, backend, str(notes)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -160,6 +160,13 @@ def test_without_change_streams_who_waits_asks_four_times_a_second(
     assert Counter(recorder.names)["aggregate"] <= 2.0 / 0.25 + 4
 
 
+def test_many_members_of_a_set_are_one_command(backend: MongoBackend, recorder: Recorder) -> None:
+    backend.count("group", "a", LONG)
+    recorder.clear()
+    assert backend.count_all({"group": [str(each) for each in range(500)]}, LONG) == {"group": 501}
+    assert recorder.names == ["findAndModify"]
+
+
 def test_a_count_and_a_number_are_one_command(backend: MongoBackend, recorder: Recorder) -> None:
     keys = backend.keys()
     backend.count("group", "a", LONG)

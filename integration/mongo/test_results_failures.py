@@ -123,6 +123,11 @@ def test_what_is_counted_is_counted_once(
         fail(admin, "findAndModify", "insert", **fault)
         assert keys.increment("hits", 1, LONG) == number
     fail(admin, "findAndModify", "insert", **fault)
+    assert backend.count_all({"group": ["b", "c", "d", "c"], "new": ["x", "y"]}, LONG) == {
+        "group": 4,
+        "new": 2,
+    }
+    fail(admin, "findAndModify", "insert", **fault)
     assert keys.set("once", b"1", LONG, if_absent=True)
     fail(admin, "findAndModify", "insert", **fault)
     assert not keys.set("once", b"2", LONG, if_absent=True)

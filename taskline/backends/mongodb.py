@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from binascii import crc32
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -295,7 +295,13 @@ class MongoBackend(Backend):
     # Counters
 
     def count(self, key: str, member: str, ttl: float) -> int:
-        return self._do(self._ring(key)[0], lambda store: store.count(key, member, ttl))
+        return self.count_all({key: [member]}, ttl)[key]
+
+    def count_all(self, members: Mapping[str, Sequence[str]], ttl: float) -> dict[str, int]:
+        return {key: self._count(key, group, ttl) for key, group in members.items()}
+
+    def _count(self, key: str, group: Sequence[str], ttl: float) -> int:
+        return self._do(self._ring(key)[0], lambda store: store.count(key, group, ttl))
 
     def keys(self) -> KeyStore:
         """Each key and lock is in the deployment that its name picks, and there only."""

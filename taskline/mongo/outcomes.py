@@ -112,6 +112,16 @@ def _change(
     )
 
 
+def _number(member: str) -> Int64:
+    """What stands for a member of a counted set."""
+    digest = blake2b(member.encode(), digest_size=8).digest()
+    return Int64(int.from_bytes(digest, "big", signed=True))
+
+
+def _place(number: Int64) -> Document:
+    return {"$indexOfArray": ["$members", number]}
+
+
 def _silent(collection: MongoCollection[Document]) -> InvalidOperation:
     return InvalidOperation(f"{collection.name} did not answer with what was changed")
 
@@ -257,40 +267,25 @@ class Outcomes:
             (int(each["at"]), bytes(each["_id"]), each["id"], each["terminate"]) for each in found
         ]
 
-    def count(self, key: str, member: str, ttl: float) -> int:
-        """Add a member to a set; returns its size.
+    def count(self, key: str, members: Sequence[str], ttl: float) -> int:
+        """Add members to a set in one command; returns its size.
 
         Members are kept as numbers of 64 bits, so that a set may have some 900,000.
         """
-        digest = blake2b(member.encode(), digest_size=8).digest()
-        number = int.from_bytes(digest, "big", signed=True)
-        member_number = Int64(number)
-        members = {"$cond": [lives(self._server), {"$ifNull": ["$members", []]}, []]}
-        more = {"$concatArrays": ["$members", [member_number]]}
-        steps: list[Document] = [
-            {"$set": {"members": members}},
-            {
-                "$set": {
-                    "members": {"$cond": [{"$in": [member_number, "$members"]}, "$members", more]}
-                }
-            },
-            {
-                "$set": {
-                    "size": {"$size": "$members"},
-                    "place": {"$add": [{"$indexOfArray": ["$members", member_number]}, 1]},
-                    "end": after(self._server, ttl),
-                }
-            },
-        ]
+        numbers = list(dict.fromkeys(_number(member) for member in members))
+        kept = {"$cond": [lives(self._server), {"$ifNull": ["$members", []]}, []]}
+        added = {"$concatArrays": ["$members", {"$setDifference": [numbers, "$members"]}]}
+        steps: list[Document] = [{"$set": {"members": kept}}, {"$set": {"members": added}}]
+        ends = after(self._server, ttl)
         collection = self._server.collection("counts")
-        tries = 0
+        size: Document = {"$size": "$members"}
 
         def work() -> int:
-            nonlocal tries
-            tries += 1
-            found = change_once(collection, key, steps, ["size", "place"])
-            # Where an earlier try may have added it, the size was then its place.
-            return int(found["size" if tries == 1 else "place"])
+            nonlocal size
+            last = {"$set": {"size": size, "end": ends}}
+            # Where this try may have added them and fails, the size was then the last one's place.
+            size = {"$add": [{"$max": [_place(number) for number in numbers]}, 1]}
+            return int(change_once(collection, key, [*steps, last], ["size"])["size"])
 
         return self._run(work)
 

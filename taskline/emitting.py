@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from taskline.errors import InvalidArguments
@@ -65,6 +64,8 @@ def messages(app: Taskline, emitted: Emitted, parent: Header) -> list[Message]:
 
 def emitted_id(parent: str, index: int) -> str:
     """The id of the call that the task `parent` emits in this place: the same in every run."""
+    from hashlib import blake2b  # which loads OpenSSL
+
     return blake2b(f"{parent}/{index}".encode(), digest_size=16).hexdigest()
 
 

@@ -53,7 +53,7 @@ class TestMongoKeys(Opened, KeyStoreConformance):
 class InServerTime(Opened):
     manual_clock = False
     short = 0.4
-    early = 0.05
+    early = 0.2
 
 
 class TestMongoBackendInServerTime(

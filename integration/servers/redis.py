@@ -78,6 +78,10 @@ class RedisServer(Server):
     def command(self) -> list[str]:
         return [self.program, *self._arguments]
 
+    def listens(self) -> bool:
+        # The Unix socket is opened after the port.
+        return super().listens() and (self.unix_socket is None or _takes(self.unix_socket))
+
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
@@ -99,6 +103,12 @@ class RedisServer(Server):
             if figures:
                 found[name.removeprefix("cmdstat_")] = int(figures.partition(",")[0])
         return found
+
+
+def _takes(path: Path) -> bool:
+    """Whether a Unix socket takes connections."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 class Sentinel(RedisServer):

@@ -16,9 +16,10 @@ from taskline.cli.options import as_json, common_options
 @click.option("--ready", is_flag=True, help="Ask whether it takes tasks, not only if it lives.")
 @common_options
 def health(file: str, ready: bool) -> None:
-    """See whether a worker works: the one that runs with --status-file FILE.
+    """See whether a worker lives and is ready.
 
-    Exits with 1 when it does not. For probes on the worker's own machine: it opens no connection.
+    FILE is what it was given as --status-file. Exits with 1 when it does not. For probes on
+    the worker's own machine: it opens no connection.
 
     \b
     Examples:

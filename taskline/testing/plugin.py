@@ -60,17 +60,20 @@ def taskline_app(taskline_memory: str) -> Iterator[Taskline]:
 @pytest.fixture
 def taskline_in_memory(taskline_memory: str) -> Iterator[Callable[[Taskline], Taskline]]:
     """A function that moves an app of yours into memory for this test, and returns it."""
-    moved: list[tuple[Taskline, Any, Any]] = []
+    moved: list[tuple[Taskline, Any, Any, Any]] = []
 
     def move(app: Taskline) -> Taskline:
-        moved.append((app, app.settings.broker, app.settings.backend))
+        connectors = app.queues.connectors
+        moved.append((app, app.settings.broker, app.settings.backend, connectors))
         app.close()
         app.settings.broker = app.settings.backend = taskline_memory
+        app.queues.connectors = dict.fromkeys(connectors, taskline_memory)
         return app
 
     yield move
     while moved:
-        app, broker, backend = moved.pop()
+        app, broker, backend, connectors = moved.pop()
+        app.queues.connectors = connectors
         app.close()
         app.settings.broker, app.settings.backend = broker, backend
 

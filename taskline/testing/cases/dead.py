@@ -142,6 +142,7 @@ class DeadLetters(TransportSuite):
         wanted = [message("unheard-of"), message(dead[1]), message("nor-this")]
         assert transport.requeue(wanted) == [dead[1]]
         assert self.take_one(transport).id == dead[1]
+        self.assert_empty(transport)
         assert transport.requeue([message(dead[1])]) == []
         assert ids(transport.dead_letters()) == [dead[0]]
 

@@ -23,13 +23,10 @@ from integration.servers.kafka import KafkaServer
 from taskline import Taskline
 from taskline.result import AsyncResult
 
-pytestmark = [
-    pytest.mark.serial,
-    pytest.mark.skipif(
-        not os.environ.get("TASKLINE_TEST_KAFKA_ALL"),
-        reason="minutes: set TASKLINE_TEST_KAFKA_ALL=1",
-    ),
-]
+pytestmark = pytest.mark.serial
+long = pytest.mark.skipif(
+    not os.environ.get("TASKLINE_TEST_KAFKA_ALL"), reason="minutes: set TASKLINE_TEST_KAFKA_ALL=1"
+)
 
 TASKS = 300
 PATIENCE = 60.0
@@ -123,6 +120,7 @@ def shop(kafka_server: KafkaServer, kafka_name: str, tmp_path: Path) -> Iterator
     shop.close()
 
 
+@long
 def test_a_killed_process_costs_what_it_was_running(shop: Shop) -> None:
     """Its supervisor lives: what it held is handed back at once, the rest has not begun."""
     results = shop.send(TASKS)
@@ -149,6 +147,7 @@ def test_no_task_is_lost_when_all_workers_are_killed(shop: Shop) -> None:
     assert repeated <= 3 + 3 * 5
 
 
+@long
 def test_a_worker_that_is_paused_beyond_its_session_does_no_harm(shop: Shop) -> None:
     results = shop.send(TASKS)
     paused = shop.worker()
@@ -165,6 +164,7 @@ def test_a_worker_that_is_paused_beyond_its_session_does_no_harm(shop: Shop) -> 
     shop.stop(paused)
 
 
+@long
 def test_workers_come_and_go_under_load(shop: Shop) -> None:
     """1 → 3 → 1: who stops hands over, whose partition moves finishes first."""
     results = shop.send(2 * TASKS, takes=0.01)
@@ -178,6 +178,7 @@ def test_workers_come_and_go_under_load(shop: Shop) -> None:
     shop.stop(first)
 
 
+@long
 def test_a_broker_that_is_killed_and_comes_back(tmp_path: Path, kafka_name: str) -> None:
     for server in server_or_skip(KafkaServer):
         shop = Shop(url_of(server, kafka_name), tmp_path)

@@ -7,12 +7,32 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 START_WITHIN = 15.0
 """Seconds in which a server must listen."""
+
+DIES_WITH_US = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the tests have ended")
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def bound(command: list[str]) -> list[str]:
+    """A command that Linux kills when the thread that starts it ends, as in a killed test run.
+
+    See prctl(2); a program of another user is not killed.
+    """
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-I", "-S", "-c", DIES_WITH_US, str(os.getpid()), *command]
 
 
 def free_port() -> int:
@@ -42,7 +62,7 @@ class Server:
         """Run the server and wait until it listens; raises with the end of its log."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(),
+                bound(self.command()),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -12,14 +12,13 @@ from taskline.testing.cases.dead import DeadLetters
 from taskline.testing.cases.fencing import Fencing
 from taskline.testing.cases.looking import Health
 from taskline.testing.cases.receiving import Receiving
-from taskline.testing.cases.sending import Delay, Sending
+from taskline.testing.cases.sending import Sending
 from taskline.transports.kafka import KafkaTransport
 
 
-class TestBasics(Sending, Delay, Receiving, Fencing, DeadLetters, Health):
+class TestBasics(Sending, Receiving, Fencing, DeadLetters, Health):
     manual_clock = False
     short = 0.8
-    early = 0.6
     # Six waits for the end of a session: in the whole suite.
     test_a_delivery_that_another_worker_has_now_can_do_nothing = None  # type: ignore[assignment]
 

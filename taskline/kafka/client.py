@@ -101,6 +101,10 @@ def new_producer(location: Location, **more: Any) -> Producer:
         **_RECONNECT,
         "enable.idempotence": True,
         "acks": "all",
+        # A broker takes any sequence number from a producer that it does not know. Of two requests
+        # under way to a new partition it may refuse the first (it is not its leader yet) and take
+        # the second; the first, sent again, is a duplicate to it, acknowledged and not stored.
+        "max.in.flight.requests.per.connection": 1,
         "linger.ms": 0.5,
         # Each message without a key finds its own partition, or few of them would get no worker.
         "sticky.partitioning.linger.ms": 0,

@@ -26,13 +26,22 @@ def from_debian(program: str, package: str) -> str | None:
     """The path of a program, its Debian package installed first where that is allowed."""
     found = shutil.which(program)
     if found is None and may_install() and shutil.which("apt-get"):
-        subprocess.run(
-            ["apt-get", "install", "-y", "-q", "--no-install-recommends", package],
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=300,
-            check=False,
-        )
+        install = ["install", "-y", "-q", "--no-install-recommends", package]
+        if not _apt(*install):  # the lists of packages are too old, or not there at all
+            _apt("update", "-q")
+            _apt(*install)
         found = shutil.which(program)
     return found
+
+
+def _apt(*arguments: str) -> bool:
+    """Whether apt-get could do this."""
+    done = subprocess.run(
+        ["apt-get", "-o", "DPkg::Lock::Timeout=240", *arguments],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskline.errors import TransportError
@@ -169,9 +169,6 @@ class Link(ABC):
     def alone(self, name: str) -> Iterator[None]:
         """Be the only one in here under this name, as far as the broker can tell."""
         yield
-
-
-MakeLink = Callable[..., Link]
 
 
 def _told(error: BaseException) -> str:

@@ -267,9 +267,16 @@ def test_ctrl_c_in_a_real_process_is_quiet(tmp_path: Path) -> None:
         "import sys, time\nprint('here', file=sys.stderr, flush=True)\nwhile True: time.sleep(60)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parent.parent)}
-    with taskline("tasks", "-A", "proj", cwd=tmp_path, env=env) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "here\n"
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
+
+    def heed() -> None:  # what a shell starts in the background ignores SIGINT, and so do we then
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with taskline("tasks", "-A", "proj", cwd=tmp_path, env=env, preexec_fn=heed) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "here\n"
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, rest) == (130, "")

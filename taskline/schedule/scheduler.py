@@ -74,9 +74,10 @@ class Scheduler:
         return self._clock.monotonic() < self._leads_until
 
     def start(self) -> None:
-        """Run in a thread of its own until `stop`."""
-        self._thread = threading.Thread(target=self.run, name="taskline-schedule", daemon=True)
-        self._thread.start()
+        """Run in a thread of its own until `stop`, which may come first: then it ends at once."""
+        thread = threading.Thread(target=self.run, name="taskline-schedule", daemon=True)
+        thread.start()
+        self._thread = thread  # now, as `stop` in another thread can join only what was started
 
     def stop(self, timeout: float = 5.0) -> None:
         """End, and give up the lead; waits at most `timeout` seconds."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from stage import PATIENCE
 from workbench import Bench
 
 from taskline import ConfigurationError, InvalidArguments, NoResult, Taskline, current_task
@@ -386,3 +388,24 @@ def test_an_idle_scheduler_costs_less_than_a_command_a_second(
                 due[each] = clock.time() + each.step()
         clock.advance(max(0.001, min(due.values()) - clock.time()))
     assert 0 < sum(calls.values()) / 600 < 1, calls
+
+
+def test_stopped_before_it_was_started_it_does_nothing(
+    app: Taskline, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The I/O thread, which fails first, may stop it at any point of its start."""
+    Site(app, clock)
+    start = threading.Thread.start
+
+    def stopped_meanwhile(thread: threading.Thread) -> None:
+        scheduler.stop()
+        start(thread)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+    scheduler = Scheduler(app)
+    monkeypatch.setattr(threading.Thread, "start", stopped_meanwhile)
+    scheduler.start()
+    scheduler.stop()
+    assert not scheduler.leads
+    assert app.transport.stats() == []

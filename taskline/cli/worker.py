@@ -56,7 +56,8 @@ SHOWN = 5
     "--queues",
     metavar="QUEUE[:WEIGHT],…",
     multiple=True,
-    help="Queues to serve, first things first.  [default: those of the app's tasks]",
+    help="Queues to serve. Given again: queues that get only what the earlier -Q leave."
+    "  [default: those of the app's tasks]",
 )
 @click.option(
     "--lease", type=lasting, metavar="DURATION", help="How long a silent worker keeps its messages."
@@ -139,10 +140,11 @@ def worker(
     Examples:
       taskline worker -A proj
       taskline worker -A proj -c 4 --threads 8 -Q mail:5,default
+      taskline worker -A proj -Q critical -Q mail:5,default -Q low
     """
     from taskline.log import setup
 
-    names, weights = parse_queues(queues)
+    names, weights, ranks = parse_queues(queues)
     app, path = the_app()
     from taskline.worker import Supervisor, WorkerOptions
     from taskline.worker.process import scheduler_for, served_queues
@@ -151,7 +153,12 @@ def worker(
         given["loglevel"] = "debug"
     setup(given["loglevel"])
     options = WorkerOptions(
-        queues=names or served_queues(app), weights=weights, app_path=path, cpus=cpus or [], **given
+        queues=names or served_queues(app),
+        weights=weights,
+        ranks=ranks,
+        app_path=path,
+        cpus=cpus or [],
+        **given,
     )
     if options.schedule:
         scheduler_for(app)  # raises what is wrong with it
@@ -164,23 +171,27 @@ def worker(
         raise click.exceptions.Exit(code)
 
 
-def parse_queues(given: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
-    """The names and weights in the values of `-Q`; raises when it is not right."""
+def parse_queues(given: tuple[str, ...]) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    """The names, weights and ranks in the values of `-Q`; raises when it is not right."""
     names: list[str] = []
     weights: dict[str, int] = {}
-    for part in (part.strip() for value in given for part in value.split(",")):
-        name, colon, weight = part.rpartition(":") if ":" in part else (part, "", "")
-        if not name or (colon and not (weight.isdecimal() and int(weight))):
-            raise click.BadParameter(
-                f"{part!r} is not a queue: write NAME or NAME:WEIGHT, such as mail:5",
-                param_hint="-Q",
-            )
-        if name in names:
-            raise click.BadParameter(f"queue {name!r} is named twice", param_hint="-Q")
-        names.append(queue_name("queue", name))
-        if colon:
-            weights[name] = int(weight)
-    return names, weights
+    ranks: dict[str, int] = {}
+    for rank, value in enumerate(given):
+        for part in map(str.strip, value.split(",")):
+            name, colon, weight = part.rpartition(":") if ":" in part else (part, "", "")
+            if not name or (colon and not (weight.isdecimal() and int(weight))):
+                raise click.BadParameter(
+                    f"{part!r} is not a queue: write NAME or NAME:WEIGHT, such as mail:5",
+                    param_hint="-Q",
+                )
+            if name in names:
+                raise click.BadParameter(f"queue {name!r} is named twice", param_hint="-Q")
+            names.append(queue_name("queue", name))
+            if colon:
+                weights[name] = int(weight)
+            if rank:
+                ranks[name] = rank
+    return names, weights, ranks
 
 
 def _reach(app: Taskline, queues: list[str]) -> None:
@@ -213,6 +224,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
                 "broker": output.masked(app.settings.broker),
                 "backend": output.masked(app.settings.backend),
                 "queues": {name: options.weights.get(name, 1) for name in options.queues},
+                "ranks": {name: options.ranks.get(name, 0) for name in options.queues},
                 "processes": options.processes,
                 "threads": options.threads,
                 "async_slots": options.async_slots,
@@ -223,19 +235,13 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
         return
     own = sorted(name for name in app.tasks if not name.startswith("taskline."))
     more = f", … {len(own) - SHOWN} more" if len(own) > SHOWN else ""
-    queues = (
-        f"{name}:{options.weights[name]}" if name in options.weights else name
-        for name in options.queues
-    )
-    if app.queues.routed:
-        queues = (f"{each} ({app.queues.place(each.partition(':')[0])})" for each in queues)
     backend = app.settings.backend
     for name, value in (
         ("taskline", f"{taskline.__version__}, process {os.getpid()}"),
         ("app", f"{app.name} ({options.app_path})"),
         ("broker", output.address(app.settings.broker)),
         ("backend", "none: results are not kept" if backend is None else output.address(backend)),
-        ("queues", ", ".join(queues)),
+        ("queues", _queues(app, options)),
         (
             "slots",
             f"{options.processes} processes x ({options.threads} threads, "
@@ -256,6 +262,17 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
             "warning: the app has no tasks; name the modules that define them: "
             "Taskline(..., include=['proj.tasks'])"
         )
+
+
+def _queues(app: Taskline, options: WorkerOptions) -> str:
+    """The queues, those of one rank beside each other: `critical, then mail:5, default`."""
+    ranks: dict[int, list[str]] = {}
+    for name in options.queues:
+        shown = f"{name}:{options.weights[name]}" if name in options.weights else name
+        if app.queues.routed:
+            shown += f" ({app.queues.place(name)})"
+        ranks.setdefault(options.ranks.get(name, 0), []).append(shown)
+    return ", then ".join(", ".join(shown) for _, shown in sorted(ranks.items()))
 
 
 def _schedules(app: Taskline, options: WorkerOptions) -> Iterator[tuple[str, str]]:

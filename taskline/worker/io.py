@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 from itertools import chain
 
@@ -29,6 +28,7 @@ from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
+from taskline.worker.turns import Turns
 from taskline.worker.watch import Watch
 
 log = logging.getLogger("taskline.worker")
@@ -69,13 +69,14 @@ class IOThread:
         starvation: float | None = None,
         drain: bool = False,
         batch_places: int = 0,
+        ranks: dict[str, int] | None = None,
     ) -> None:
         self._app = app
         self._runner = runner
         self._clock = app.clock
         self._consumer = consumer
         self._queues = queues
-        self._weights = weights
+        self._turns = Turns(queues, weights, ranks or {})
         self._lease = lease
         self._max_deliveries = max_deliveries
         self._ledger = ledger
@@ -324,7 +325,7 @@ class IOThread:
         return idle + ahead - waiting
 
     def _receive(self, limit: int, wait: float) -> None:
-        queues = self._queues if len(self._queues) == 1 else self._shuffled()
+        queues = self._turns.next()
         if wait > 0:
             self.exchange.waiting = True
             self._receiving = self._transport
@@ -367,18 +368,6 @@ class IOThread:
         elif now - self._starved_at >= starvation:
             self._starved_at = now
             self._app.hooks.call("starvation", now - self._fed_at)
-
-    def _shuffled(self) -> list[str]:
-        """A random order in which heavier queues tend to come first.
-
-        Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
-        """
-        weights = self._weights
-        return sorted(
-            self._queues,
-            key=lambda queue: random.random() ** (1 / weights.get(queue, 1)),
-            reverse=True,
-        )
 
     def _take_in(self, deliveries: list[Delivery]) -> None:
         """Make jobs of what was received, and give the slots those that may run."""

@@ -12,6 +12,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """The queues to serve; empty: those of all registered tasks and the default queue."""
     weights: dict[str, int] = {}
     """How often a queue is asked first, relative to the others (1 where not given)."""
+    ranks: dict[str, int] = {}
+    """A queue gets only what those of a lower rank leave (0 where not given)."""
     processes: int = 1
     threads: int = 1
     """Slots for `def` tasks in each process."""

@@ -86,6 +86,7 @@ class Worker:
             lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
             starvation=options.starvation,
             drain=options.drain,
+            ranks=options.ranks,
         )
         self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []

@@ -25,18 +25,19 @@ from taskline.worker import WorkerOptions
 
 
 @pytest.mark.parametrize(
-    ("given", "names", "weights"),
+    ("given", "names", "weights", "ranks"),
     [
-        ((), [], {}),
-        (("a",), ["a"], {}),
-        (("a,b:5",), ["a", "b"], {"b": 5}),
-        ((" a , b:5 ", "c"), ["a", "b", "c"], {"b": 5}),
+        ((), [], {}, {}),
+        (("a",), ["a"], {}, {}),
+        (("a,b:5",), ["a", "b"], {"b": 5}, {}),
+        ((" a , b:5 ", "c"), ["a", "b", "c"], {"b": 5}, {"c": 1}),
+        (("a", "b", "c:2,d"), ["a", "b", "c", "d"], {"c": 2}, {"b": 1, "c": 2, "d": 2}),
     ],
 )
-def test_queues_with_weights(
-    given: tuple[str, ...], names: list[str], weights: dict[str, int]
+def test_queues_with_weights_and_ranks(
+    given: tuple[str, ...], names: list[str], weights: dict[str, int], ranks: dict[str, int]
 ) -> None:
-    assert parse_queues(given) == (names, weights)
+    assert parse_queues(given) == (names, weights, ranks)
 
 
 @pytest.mark.parametrize("given", ["", "a,", "a:", ":5", "a:0", "a:-1", "a:x", "a:b:", "a:1.5"])
@@ -53,6 +54,8 @@ def test_a_name_that_no_queue_can_have_is_refused() -> None:
 def test_a_queue_named_twice_is_refused() -> None:
     with pytest.raises(click.BadParameter, match="queue 'a' is named twice"):
         parse_queues(("a,b", "a:3"))
+    with pytest.raises(click.BadParameter, match="queue 'a' is named twice"):
+        parse_queues(("a,b,a",))
 
 
 # Real workers, in processes of their own
@@ -105,7 +108,7 @@ def test_every_option_reaches_the_supervisor(
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [str(project), *sys.path])
     words = (
-        "worker -A proj -c 3 --threads 4 --async-slots 5 -Q a,b:2 --lease 1m --grace 0 "
+        "worker -A proj -c 3 --threads 4 --async-slots 5 -Q a,b:2 -Q c --lease 1m --grace 0 "
         "--prefetch 6 --max-deliveries 8 -n me -l error --start-method spawn"
     )
     run = CliRunner().invoke(cli, words.split())
@@ -114,8 +117,9 @@ def test_every_option_reaches_the_supervisor(
     assert run.exit_code == 7
     assert given == [
         WorkerOptions(
-            queues=["a", "b"],
+            queues=["a", "b", "c"],
             weights={"b": 2},
+            ranks={"c": 1},
             processes=3,
             threads=4,
             async_slots=5,

@@ -156,8 +156,7 @@ def test_higher_priorities_go_first(still_app: Taskline) -> None:
 def test_heavier_queues_are_asked_first_more_often(make_memory_app: Any) -> None:
     app = make_memory_app()
     transport, _ = spy_on(app)
-    bench = Bench(app)
-    bench.io._queues, bench.io._weights = ["light", "heavy"], {"heavy": 9}
+    bench = Bench(app, queues=["light", "heavy"], weights={"heavy": 9})
     for _ in range(2000):
         bench.io._receive(1, 0.0)
     first = Counter(args[0][0] for name, args in transport.calls if name == "receive")

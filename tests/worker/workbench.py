@@ -119,6 +119,9 @@ class Bench:
         lifetime: Lifetime | None = None,
         starvation: float | None = None,
         drain: bool = False,
+        queues: list[str] | None = None,
+        weights: dict[str, int] | None = None,
+        ranks: dict[str, int] | None = None,
     ) -> None:
         self.app = app
         self.clock = app.clock
@@ -127,8 +130,9 @@ class Bench:
             app,
             self.runner,
             consumer=name,
-            queues=served_queues(app),
-            weights={},
+            queues=queues or served_queues(app),
+            weights=weights or {},
+            ranks=ranks,
             lease=lease,
             max_deliveries=max_deliveries,
             prefetch=prefetch,

@@ -2,6 +2,7 @@
 
 from taskline.app import Taskline
 from taskline.context import current_task
+from taskline.depends import Depends
 from taskline.durable import step
 from taskline.emitting import emit
 from taskline.errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "AsyncTask",
     "BackendError",
     "ConfigurationError",
+    "Depends",
     "Ignore",
     "InvalidArguments",
     "LeaseLost",

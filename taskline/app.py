@@ -14,6 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import contextmanager
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -39,6 +40,7 @@ from taskline.hooks import Hooks, Middleware, checked
 from taskline.message import Message, Outcome
 from taskline.options import TASK_OPTIONS, CallOptions, identifier, refuse_unknown
 from taskline.queueing import Queues
+from taskline.resources import Resources
 from taskline.result import AsyncResult
 from taskline.task import AsyncTask, Calls, Task, make, replaces
 
@@ -204,6 +206,8 @@ class Taskline:
         self.hooks = Hooks()
         """Those of all middleware that was added with `use`."""
         self.dead = DeadLetters(self)
+        self.resources = Resources()
+        """What `Depends` has opened in this process."""
         self._finished: dict[str, Outcome] = {}
         self.queues = Queues(settings)
         self._connections = Connections(settings, self.queues, clock)
@@ -459,6 +463,23 @@ class Taskline:
 
         return Schedules(self)
 
+    # Dependencies
+
+    @contextmanager
+    def override(self, opener: Callable[..., Any], instead: Callable[..., Any]) -> Iterator[None]:
+        """Let `instead` open what `opener` would have: `with app.override(connect, FakeSession):`.
+
+        For tests, in this process. All dependencies are opened anew within the block, and closed
+        at its end.
+        """
+        before = self.resources
+        self.resources = before.over(opener, instead)
+        try:
+            yield
+        finally:
+            above, self.resources = self.resources, before
+            above.close()
+
     # Results
 
     def AsyncResult(self, id: str) -> AsyncResult[Any]:  # noqa: N802
@@ -543,7 +564,11 @@ class Taskline:
         return self._connections.new_backend()
 
     def close(self) -> None:
-        """Close the connections. The app may be used again: they are opened anew."""
+        """Close what dependencies have opened, and the connections.
+
+        The app may be used again: they are opened anew.
+        """
+        self.resources.close()
         self._connections.close()
 
     def __enter__(self) -> Taskline:

@@ -49,6 +49,7 @@ class ItemSignature(TaskSignature):
             parameters=[own], return_annotation=Parameter.empty
         )
         super().__init__(item, False)
+        self.depends = whole.depends
 
     def _hints(self) -> tuple[dict[str, Any], dict[str, Exception]]:
         hints, problems = hints_of(self._whole)

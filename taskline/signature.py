@@ -9,6 +9,7 @@ from inspect import Parameter, Signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_args, get_type_hints
 
+from taskline.depends import Dependency, dependencies
 from taskline.errors import ConfigurationError, InvalidArguments
 
 if TYPE_CHECKING:
@@ -45,13 +46,17 @@ class TaskSignature:
         self.name: str = getattr(function, "__name__", type(function).__name__)
         self.doc = (inspect.getdoc(function) or "").partition("\n")[0]
         self.signature = _signature(function, bind)
+        self.depends: dict[str, Dependency] = dependencies(function, self.signature)
+        """The parameters that callers do not give; they are no part of the signature."""
+        if self.depends:
+            self.signature = _without(self.signature, self.depends)
         parameters = self.signature.parameters.values()
         positional = [p for p in parameters if p.kind in _POSITIONAL]
         keyword_only = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
         self._names = [p.name for p in positional]
         self._most = len(positional)
         self._shapes = [
-            _shape(positional[:count], positional[count:] + keyword_only)
+            _shape(positional[:count], positional[count:] + keyword_only, self.depends)
             for count in range(self._most + 1)
         ]
         # With at least so many positional arguments, keyword arguments are not needed.
@@ -347,17 +352,24 @@ def _signature(function: Callable[..., Any], bind: bool) -> Signature:
     )
 
 
+def _without(signature: Signature, names: Collection[str]) -> Signature:
+    """The signature without these parameters. Where others follow one with a default, as one
+    with `Depends` has, their own order holds."""
+    kept = [p for name, p in signature.parameters.items() if name not in names]
+    return signature.replace(parameters=kept)
+
+
 def _shape(
-    taken: list[Parameter], rest: list[Parameter]
+    taken: list[Parameter], rest: list[Parameter], never_given: Collection[str] = ()
 ) -> tuple[frozenset[Any], frozenset[str], frozenset[str]]:
-    """Which of the rest must be given by keyword, which may be, and which names may not be again.
+    """Which of the rest must be given by keyword, which may be, and which names may not be at all.
 
     A positional-only one that must be given stands for itself: no keyword equals it.
     """
     by_name = {p.name: p for p in rest if p.kind is not Parameter.POSITIONAL_ONLY}
     needed = {name for name, p in by_name.items() if p.default is Parameter.empty}
     never = {p for p in rest if p.name not in by_name and p.default is Parameter.empty}
-    again = {p.name for p in taken if p.kind is not Parameter.POSITIONAL_ONLY}
+    again = {p.name for p in taken if p.kind is not Parameter.POSITIONAL_ONLY} | {*never_given}
     return frozenset(needed | never), frozenset(by_name), frozenset(again)
 
 

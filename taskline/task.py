@@ -251,6 +251,8 @@ class Task(Calls[P, R]):
         self.function = function
         self.body = function
         """What a run calls: the function, or what stands around it."""
+        self._call = function
+        """The function, given what it depends on."""
         self.spec = getattr(sys.modules.get(function.__module__), "__spec__", None)
         self.bind = check.flag("bind", bind)
         self.queue = settings.queue if queue is None else check.queue_name("queue", queue)
@@ -281,11 +283,16 @@ class Task(Calls[P, R]):
             self.signature = TaskSignature(function, bind)
         else:
             self._be_batch(batch, batch_wait, flags, durable)
+        if self.signature.depends:
+            from taskline.resources import injecting
+
+            self._call = injecting(app, function, self.signature.depends)
+            self.body = self.body if self.batch else self._call
         if flags & (_GENERATOR | _ASYNC_GENERATOR):
             from taskline.streaming import storing_items
 
             self.signature.is_generator = True
-            self.body = storing_items(app, function, bool(flags & _ASYNC_GENERATOR))
+            self.body = storing_items(app, self._call, bool(flags & _ASYNC_GENERATOR))
         if check.flag("durable", durable):
             from taskline.durable import keeping_steps
 
@@ -309,11 +316,11 @@ class Task(Calls[P, R]):
 
     def call_batch(self, items: list[Any]) -> Any:
         """The function's value, or its coroutine, for the items of many calls."""
-        return self.function(self, items) if self.bind else self.function(items)
+        return self._call(self, items) if self.bind else self._call(items)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function here and now."""
-        call = self.body if self.batch else self.function
+        """Run the function here and now. What it depends on may be given by keyword."""
+        call = self.body if self.batch else self._call
         result: R = call(*((self, *args) if self.bind else args), **kwargs)
         return result
 

@@ -205,7 +205,7 @@ class IOThread:
             self._max_deliveries,
         )
         if self.async_slots is not None:
-            self.async_slots.open()
+            self._app.resources.loop = self.async_slots.open()
         now = self._taken_at = self._fed_at = self._starved_at = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:

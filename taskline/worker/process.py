@@ -43,6 +43,9 @@ DRAINED = 76
 MISCONFIGURED = 2
 """Exit code of a process that no replacement would help."""
 
+LEAVE_WITHIN = 3.0
+"""Seconds for closing what dependencies opened, in a process that given-up code keeps busy."""
+
 REACH_WITHIN = 30.0
 """Seconds for which `start` waits for the broker."""
 
@@ -123,6 +126,7 @@ class Worker:
         self._io_thread.join(timeout=(self._grace if grace is None else grace) + 30)
         for thread in self._threads:
             thread.join(timeout=1)
+        self._close_all()
         self._call_hooks("process_stop", "worker_stop")
         if self._failure is not None:
             raise self._failure
@@ -150,6 +154,7 @@ class Worker:
             ).start()
         first.loop()
         self._io_thread.join(timeout=30)
+        self._close_all()
         orders.close()
         self._call_hooks("process_stop", *["worker_stop"] * alone)
         if self._failure is not None:
@@ -174,16 +179,25 @@ class Worker:
             if self._owns_process and self._scheduler is not None:
                 self._scheduler.stop()
             if self.io.async_slots is not None:
-                self.io.async_slots.stop()
+                self.io.async_slots.end_tasks()
             for _ in self.io.slots:
                 self.io.exchange.ready.put(None)
             if self._owns_process and any(slot.current is not None for slot in self.io.slots):
                 self._leave()
 
+    def _close_all(self) -> None:
+        """The last task has ended: close what was opened for them, and the event loop."""
+        self.app.resources.close()
+        if self.io.async_slots is not None:
+            self.io.async_slots.stop()
+
     def _leave(self) -> None:
         """End the process although a slot still runs code that has been given up."""
         if self.io.recycle:
             log.warning("this process is replaced: %s", self.io.recycle)
+        closing = threading.Thread(target=self._close_all, name="taskline-closing", daemon=True)
+        closing.start()
+        closing.join(timeout=LEAVE_WITHIN)
         logging.shutdown()
         os._exit(RECYCLED if self.io.recycle else 1 if self._failure else 0)
 

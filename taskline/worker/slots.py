@@ -216,8 +216,8 @@ class AsyncSlots:
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
 
-    def open(self) -> None:
-        """Start the event loop."""
+    def open(self) -> asyncio.AbstractEventLoop:
+        """Start the event loop and return it."""
         import asyncio
 
         self._loop = asyncio.new_event_loop()
@@ -225,6 +225,7 @@ class AsyncSlots:
             target=self._loop.run_forever, name="taskline-async", daemon=True
         )
         self._thread.start()
+        return self._loop
 
     @property
     def idle(self) -> int:
@@ -306,11 +307,12 @@ class AsyncSlots:
 
         self._loop.call_soon_threadsafe(cancel)
 
-    def stop(self) -> None:
-        """End the event loop. Tasks that still run are cancelled and have a moment to end."""
+    def end_tasks(self) -> None:
+        """Cancel the tasks that still run, and give them a moment to end."""
         if self._thread is None:
             return
         import asyncio
+        from concurrent.futures import TimeoutError as Late
 
         async def end() -> None:
             tasks = [task for task in self.running.values() if task is not None]
@@ -318,14 +320,22 @@ class AsyncSlots:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks, timeout=CANCELLED_HAS)
-            self._loop.stop()
 
         ending = asyncio.run_coroutine_threadsafe(end(), self._loop)
-        self._thread.join(timeout=2 * CANCELLED_HAS)
-        if self._thread.is_alive():  # a coroutine blocks the loop: it dies with the process
+        try:
+            ending.result(timeout=2 * CANCELLED_HAS)
+        except Late:  # a coroutine blocks the event loop
             ending.cancel()
-        else:
+
+    def stop(self) -> None:
+        """End the event loop, which has no more tasks to run."""
+        if self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=CANCELLED_HAS)
+        if not self._thread.is_alive():  # else a coroutine blocks it: it dies with the process
             self._loop.close()
+        self._thread = None
 
 
 def _raise_in(thread: int, kind: type[BaseException]) -> None:

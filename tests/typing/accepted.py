@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine, Generator
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
 from typing_extensions import assert_type
 
-from taskline import AsyncResult, AsyncTask, ResultSet, Task, Taskline, current_task, emit, step
+from taskline import (
+    AsyncResult,
+    AsyncTask,
+    Depends,
+    ResultSet,
+    Task,
+    Taskline,
+    current_task,
+    emit,
+    step,
+)
 from taskline.lock import Lock
 from taskline.workflows import (
     FlowResult,
@@ -41,6 +51,23 @@ def declared(order: int, to: str = "x", *, copy: bool = False) -> str:
 
 @app.task()
 def empty() -> None: ...
+
+
+def connect() -> Generator[Lock, None, None]:
+    yield app.lock("db")
+
+
+@app.task
+def given(
+    order: int, db: Lock = Depends(connect), again: Annotated[Lock, Depends(connect)] = Depends()
+) -> Lock:
+    return db
+
+
+given.delay(1)
+given(1, db=app.lock("other"))
+with app.override(connect, lambda: app.lock("fake")):
+    given(1)
 
 
 @app.task

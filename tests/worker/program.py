@@ -14,8 +14,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
 
-from taskline import Middleware, Taskline
+from taskline import Depends, Middleware, Taskline
 from taskline.context import current_task
 
 kept: list[bytes] = []
@@ -53,6 +55,8 @@ def make_app(directory: str, **settings: object) -> Taskline:
         grow,
         place,
         hold_async,
+        borrow,
+        borrow_async,
     ):
         app.task(name=function.__name__)(function)
     return app
@@ -119,6 +123,40 @@ async def hold_async(name: str) -> list[int]:
         await asyncio.sleep(0.005)
     note("end", name, os.getpid())
     return [os.getpid(), current_task.deliveries, current_task.attempt]
+
+
+def base() -> Iterator[int]:
+    note("open", "base", os.getpid())
+    yield os.getpid()
+    note("close", "base", os.getpid())
+
+
+def resource(base: Annotated[int, Depends(base)]) -> Iterator[str]:
+    note("open", "resource", os.getpid())
+    yield f"resource of {base}"
+    note("close", "resource", os.getpid())
+
+
+async def client(base: Annotated[int, Depends(base)]) -> AsyncIterator[str]:
+    loop = asyncio.get_running_loop()
+    note("open", "client", os.getpid())
+    yield f"client of {base}"
+    assert asyncio.get_running_loop() is loop
+    note("close", "client", os.getpid())
+
+
+def borrow(name: str, resource: Annotated[str, Depends(resource)]) -> str:
+    note("begin", name, os.getpid())
+    while not released(name):
+        time.sleep(0.005)
+    return resource
+
+
+async def borrow_async(name: str, client: Annotated[str, Depends(client)]) -> str:
+    note("begin", name, os.getpid())
+    while not released(name):
+        await asyncio.sleep(0.005)
+    return client
 
 
 def nap(name: str) -> None:

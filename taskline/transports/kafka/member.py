@@ -368,6 +368,8 @@ class Member:
     ) -> list[tuple[Partition, Marks, int, list[int], TopicPartition]]:
         payload = []
         for each in partitions:
+            if each.in_doubt and not closing:
+                continue
             marks = each.marks(closing=closing)
             text, told = encode(marks, METADATA_BYTES)
             place = TopicPartition(each.topic, each.number, marks.offset, metadata=text)

@@ -77,7 +77,8 @@ class Partition:
         self.cut = 0
         """How far the commits' metadata fell short of what is finished."""
         self._restored = marks
-        self._unclean = min(marks.reach, marks.offset if high is None else high)
+        below = min(marks.reach, marks.offset if high is None else high)
+        self._unclean = below if below > marks.offset else 0
         self._entries: dict[int, Entry] = {}
         self._order: deque[int] = deque()
         self._ready: list[int] = []
@@ -97,6 +98,8 @@ class Partition:
         offset = entry.offset
         if offset < self.position:
             return
+        if offset >= self._unclean:
+            self._take_over()
         self.position = offset + 1
         counts = NEVER
         if offset < self._restored.upper:
@@ -104,9 +107,7 @@ class Partition:
             if known is None:
                 return
             counts = known
-        if offset < self._unclean:
-            counts = Counts(counts.deliveries + 1, counts.lost + 1)
-        if counts is not NEVER and counts != NEVER:
+        if counts != NEVER:
             self._counts[offset] = counts
         self._entries[offset] = entry
         self._order.append(offset)
@@ -115,6 +116,19 @@ class Partition:
     def reached(self, position: int) -> None:
         """The end of the log was read; what is no message counts as read too."""
         self.position = max(self.position, position)
+        self._take_over()
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether something that the last holder may have had is unread. Until all is, nothing
+        is handed over, and nothing committed but in leaving: the loss of each counts once."""
+        return self._unclean > 0
+
+    def _take_over(self) -> None:
+        """All that the last holder may have had is read: it was handed over and lost once more."""
+        if self._unclean:
+            self.put_down(self._unclean, {each.id for each in self._entries.values()})
+            self._unclean = 0
 
     @property
     def buffered(self) -> int:
@@ -122,6 +136,8 @@ class Partition:
 
     def wants_pause(self) -> bool:
         """Whether enough was read ahead."""
+        if self.in_doubt:
+            return False
         return self.buffered >= FULL or self.position >= self.low() + self._window + FULL
 
     def wants_more(self) -> bool:
@@ -137,12 +153,16 @@ class Partition:
             order.popleft()
         if order:
             return order[0]
-        return max(self.position, self._restored.upper)
+        restored, position = self._restored, self.position
+        if position >= restored.upper:
+            return position
+        unread = (offset for offset in restored.unfinished if offset >= position)
+        return min(unread, default=restored.upper)
 
     def ready(self, beyond_reach: bool = False) -> bool:
         """Whether something can be handed over; `beyond_reach`: once the reach was committed."""
         self._skip()
-        if self.draining or self.cut or not self._ready:
+        if self.draining or self.cut or self.in_doubt or not self._ready:
             return False
         if self._ordering == BY_PARTITION and self.held:
             return False
@@ -289,11 +309,9 @@ class Partition:
         for each in self._entries if upper > self._upper else ():
             if each < upper:
                 unfinished.setdefault(each, NEVER)
-        reach = offset
+        reach = max(offset, self._unclean)
         if not closing:
             reach = max(self.reach, self._handed + self._slack, offset)
-        if self.position < self._unclean:
-            reach = max(reach, self._unclean)
         return Marks(offset, reach, max(upper, offset), unfinished)
 
     def committed(self, marks: Marks, told: int, sure: list[int]) -> None:

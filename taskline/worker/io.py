@@ -13,6 +13,7 @@ from itertools import chain
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
+from taskline.control import State
 from taskline.errors import TransportError
 from taskline.message import Delivery
 from taskline.transports.base import Transport
@@ -26,6 +27,7 @@ from taskline.worker.lifetime import Lifetime
 from taskline.worker.outage import Outage
 from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
+from taskline.worker.remote import Remote
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 from taskline.worker.turns import Turns
@@ -70,6 +72,7 @@ class IOThread:
         drain: bool = False,
         batch_places: int = 0,
         ranks: dict[str, int] | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self._app = app
         self._runner = runner
@@ -84,6 +87,9 @@ class IOThread:
         self._lifetime = lifetime
         self._starvation = starvation
         self._drain = drain
+        self._remote = remote
+        self.state = State()
+        """What all workers of the app are told."""
         self.drained = False
         """Whether the process ends because its queues are empty."""
         self._fed_at = self._starved_at = 0.0
@@ -156,6 +162,9 @@ class IOThread:
                     transport = transport or self._app.open_transport_for(self._queues)
                     backend = backend or self._app.open_backend()
                     _reach(transport, backend)
+                    if self._remote is not None and backend is not None:
+                        self._remote.open(backend)
+                        self.state = self._remote.state
                 except TransportError as error:
                     self._outage.failed(error)
                     self._sleep(self._outage.retry_at - self._clock.monotonic())
@@ -260,6 +269,8 @@ class IOThread:
         self._settlements.flush()
         self._hand_back_stuck(now)
         self._quarantine.place()
+        if self._remote is not None:
+            self.state = self._remote.look(now)
         if self._stop_by is not None and self._ended(now, self._stop_by):
             return True
         if running:

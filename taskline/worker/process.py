@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from taskline.app import Taskline
 from taskline.context import mark_log_records
+from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included
 from taskline.worker import lifetime
@@ -25,6 +26,7 @@ from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import Orders
+from taskline.worker.remote import Remote
 
 if TYPE_CHECKING:
     from taskline.schedule import Scheduler
@@ -90,6 +92,7 @@ class Worker:
             starvation=options.starvation,
             drain=options.drain,
             ranks=options.ranks,
+            remote=None if why_no_keys(app) else Remote(app),
         )
         self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []

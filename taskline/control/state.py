@@ -1,0 +1,55 @@
+"""What all workers of an app heed: one small document, which each reads about once a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from taskline.backends.keys import next_fence
+from taskline.control.documents import Documents
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+
+
+class State(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state at one moment."""
+
+    version: int = 0
+    """Grows with each change, so that no earlier state can be put in its place."""
+    paused: frozenset[str] = frozenset()
+    """Queues of which workers take nothing."""
+    rates: dict[str, str] = {}
+    """Rates that hold in place of those in the code, by task: `10/s`."""
+
+
+class States:
+    """Reads and changes the state of one app."""
+
+    def __init__(self, app: Taskline) -> None:
+        self._app = app
+        self.documents = Documents(app)
+        self.key = self.documents.key("state")
+
+    def get(self) -> State:
+        """The state as it is now; raises `ConfigurationError` when the app has no place for it."""
+        raw = self.documents.keys().get(self.key)
+        return State() if raw is None else self.read(raw)
+
+    def read(self, frame: bytes) -> State:
+        """The state in a document; raises `SerializationError` when it is none to be trusted."""
+        return self.documents.read(self.key, frame, State)
+
+    def change(self, alter: Callable[[State], State]) -> State:
+        """Let `alter` make another state of the one there is; workers heed it within 2 seconds.
+
+        `alter` may be called again, with a later state. Raises as `get`.
+        """
+
+        def next_version(state: State) -> State:
+            version = next_fence(state.version, self._app.clock.time())
+            return msgspec.structs.replace(alter(state), version=version)
+
+        return self.documents.change(self.key, State, State(), next_version)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from integration.durable import kill_between_steps
-from taskline import Taskline, current_task
+from taskline import Taskline, TaskRevoked, current_task
 from taskline.testing.faults import RepeatingTransport
 from taskline.testing.flow_suite import CANVAS, Desk
 from taskline.testing.stepping import Fate, Hand, Killed
@@ -161,3 +161,25 @@ class Everywhere:
                 assert results.get(timeout=PATIENCE) == [2 * each for each in range(60)]
         assert max(runs) > 1
         assert sum(runs) == 60
+
+    def test_a_task_is_revoked_by_its_name(self, place: Place) -> None:
+        with place.app() as app:
+
+            @app.task(name="mail")
+            def mail(number: int) -> int:
+                return number
+
+            @app.task(name="other")
+            def other() -> str:
+                return "ran"
+
+            before = mail.map(range(3))
+            beside = other.delay()
+            app.revoke(task="mail")
+            after = mail.delay(7)
+            with working(app):
+                assert after.get(timeout=PATIENCE) == 7
+                assert beside.get(timeout=PATIENCE) == "ran"
+                for result in before:
+                    with pytest.raises(TaskRevoked):
+                        result.get(timeout=PATIENCE)

@@ -46,6 +46,7 @@ from taskline.task import AsyncTask, Calls, Task, make, replaces
 
 if TYPE_CHECKING:
     import sqlite3
+    from datetime import datetime
 
     from typing_extensions import Unpack
 
@@ -485,6 +486,25 @@ class Taskline:
     def AsyncResult(self, id: str) -> AsyncResult[Any]:  # noqa: N802
         """The result of a task that was sent before, perhaps by another process."""
         return AsyncResult(self, id, final=self._finished.get(id))
+
+    def revoke(
+        self,
+        *,
+        task: str | Calls[..., Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        before: datetime | float | None = None,
+        terminate: bool = False,
+    ) -> None:
+        """Keep all messages from running that are of this task, or have these headers, or both.
+
+        Those that were sent until now, or until `before` (a datetime or Unix seconds), by the
+        clocks of who sent them; what is sent later runs. With `terminate`, stop those that
+        run. Workers see to it as they come to them, also those that start later, for 30 days.
+        Raises `ConfigurationError` when neither is given, `NoResult` without a result backend.
+        """
+        from taskline.revoking import revoke
+
+        revoke(self, task, headers, before, terminate)
 
     # Locks and keys
 

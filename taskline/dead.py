@@ -183,9 +183,12 @@ def _revive(app: Taskline, letter: DeadLetter) -> list[Message]:
         header, body = app.codec.open(letter.frame)
     except SerializationError:
         return []
-    expired = header.expires is not None and header.expires <= app.now()
+    now = app.now()
+    expired = header.expires is not None and header.expires <= now
     header = msgspec.structs.replace(
         header,
+        # What was revoked before does not concern it. Copies of a step are told by this.
+        sent=header.sent if header.flow is not None else max(header.sent, now),
         attempt=1,
         eta=None,
         expires=None if expired else header.expires,

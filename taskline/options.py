@@ -200,7 +200,8 @@ def flag(option: str, value: object) -> bool:
     return value
 
 
-def _headers(option: str, value: object) -> dict[str, Any]:
+def headers(option: str, value: object) -> dict[str, Any]:
+    """A mapping of names to JSON values."""
     if not isinstance(value, Mapping) or not all(type(key) is str for key in value):
         raise ConfigurationError(f"{option}={value!r}: must map names to JSON values")
     return dict(value)
@@ -246,6 +247,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "result_ttl": seconds,
     "serializer": text,
     "retry": _policy,
-    "headers": _headers,
+    "headers": headers,
     "task_id": identifier,
 }

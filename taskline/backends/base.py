@@ -30,6 +30,7 @@ class Revocation(msgspec.Struct, frozen=True):
     """The wish that a task be not run; with `terminate`, that it be stopped if it runs."""
 
     id: str
+    """Of the task or workflow; or any text, which says which messages: `taskline.revoking`."""
     terminate: bool = False
 
 

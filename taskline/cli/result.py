@@ -71,11 +71,20 @@ def result(
             each.forget()
             _done(each.id, "forgotten")
     elif revoke:
-        for each in results:
-            removed = each.revoke(terminate)
-            _done(each.id, "revoked" if removed else "workers are told to revoke it")
+        _revoke(results, terminate)
     else:
         report(results, wait)
+
+
+def revoke_these(app: Taskline, ids: Sequence[str], terminate: bool) -> None:
+    """Keep the tasks and workflows of these ids from running."""
+    _revoke(results_of(app, list(dict.fromkeys(ids))), terminate)
+
+
+def _revoke(results: Sequence[AsyncResult[Any]], terminate: bool) -> None:
+    for each in results:
+        removed = each.revoke(terminate)
+        _done(each.id, "revoked" if removed else "workers are told to revoke it")
 
 
 def _done(id: str, what: str) -> None:

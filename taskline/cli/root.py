@@ -30,6 +30,7 @@ COMMANDS = {
     "worker": "worker",
     "send": "send",
     "result": "result",
+    "revoke": "revoke",
     "queues": "queues",
     "dead": "dead",
     "purge": "queues:purge",

@@ -24,8 +24,8 @@ from taskline.task import Task
 from taskline.worker.execute import ACK, Job, Runner
 from taskline.worker.flows import Flows
 from taskline.worker.ledger import Condemned
+from taskline.worker.revoked import Revoked
 from taskline.worker.settle import Settlements
-from taskline.worker.watch import concerned
 
 log = logging.getLogger("taskline.worker")
 
@@ -52,7 +52,7 @@ class Admission:
         settlements: Settlements,
         backend: Backend | None,
         flows: Flows | None,
-        revoked: set[str],
+        revoked: Revoked,
         condemned: Condemned | None,
         max_deliveries: int,
     ) -> None:
@@ -174,7 +174,7 @@ class Admission:
                     "workflows need to go on: give its app the backend that the caller has"
                 ),
             )
-        elif concerned(header, self._revoked):
+        elif self._revoked.concerns(header):
             self._runner.revoked(job)
             self._settlements.add(job)
         elif header.expires is not None and header.expires <= now:

@@ -5,15 +5,15 @@ Owned by the I/O thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
-from taskline.message import Header
 from taskline.worker.execute import Job, Runner
 from taskline.worker.gather import expanded
 from taskline.worker.ledger import Ledger
+from taskline.worker.revoked import Revoked
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 
@@ -52,7 +52,7 @@ class Watch:
         self._cursor = 0
         self._next_look = 0.0
         self._next_report = 0.0
-        self.revoked: set[str] = set()
+        self.revoked = Revoked()
         self.recycle = ""
         """Why the process must be replaced: given-up code still runs in it."""
 
@@ -125,15 +125,16 @@ class Watch:
         self._cursor, fresh = self._backend.revoked(self._cursor)
         if not fresh:
             return
-        self.revoked.update(revocation.id for revocation in fresh)
-        terminate = {revocation.id for revocation in fresh if revocation.terminate}
-        for job in self.running():
-            if job.header is not None and concerned(job.header, terminate):
-                job.terminate = True
+        self.revoked.learn(fresh)
+        terminate = Revoked(revocation for revocation in fresh if revocation.terminate)
+        if terminate:
+            for job in self.running():
+                if terminate.concerns_all(job):
+                    job.terminate = True
         for job in self._settlements.held.values():
             if job.header is None or job.started:
                 continue
-            if concerned(job.header, self.revoked):
+            if self.revoked.concerns(job.header):
                 job.revoked = True
 
     def _interrupt(self, job: Job, error: Exception) -> None:
@@ -180,20 +181,6 @@ class Watch:
                 places.append(self._async_slots.places[job])
             for place in places:
                 self._ledger.pardon(place)
-
-
-def concerned(header: Header, revoked: Collection[str]) -> bool:
-    """Whether a message is among what was revoked, by itself or with its workflow."""
-    if header.id in revoked:
-        return True
-    if header.flow is None or not revoked:
-        return False
-    flow = header.flow.id
-    while flow not in revoked:
-        flow, dash, _ = flow.rpartition("-")
-        if not dash:
-            return False
-    return True
 
 
 def _has_news(job: Job) -> bool:

@@ -17,6 +17,7 @@ from taskline.cli import result as result_module
 from taskline.cli.root import cli
 from taskline.context import Progress
 from taskline.message import EXPIRED, REVOKED, STARTED, Outcome
+from taskline.revoking import Wish, read
 
 WORDS = ("--broker", "sqlite:///shop.db", "--backend", "sqlite:///shop.db")
 
@@ -295,3 +296,72 @@ def test_a_tree_of_tasks_and_workflows(app: Taskline) -> None:
     plain = run("result", "whole", "--wait", "5")
     assert plain.exit_code == 0
     assert "SUCCESS" in plain.output
+
+
+# taskline revoke
+
+
+def test_revoke_by_id(app: Taskline) -> None:
+    sent = app.send_task("shop.add", [1])
+    assert run("revoke", sent.id).stdout == f"{sent.id}: revoked\n"
+    assert sent.state == REVOKED
+
+
+def test_revoke_by_task_and_header(app: Taskline) -> None:
+    assert run("revoke", "--task", "shop.add", "--terminate").stdout == (
+        "workers are told to revoke all messages of shop.add\n"
+    )
+    words = (
+        "revoke",
+        "--header",
+        "tenant=7",
+        "--header",
+        "x-name=ann",
+        "--before",
+        "2030-01-31T12Z",
+    )
+    assert json.loads(run(*words, "--json").stdout) == {
+        "task": None,
+        "headers": {"tenant": 7, "x-name": "ann"},
+        "done": "workers are told to revoke them",
+    }
+    first, second = app.require_backend().revoked(0)[1]
+    assert first.terminate
+    assert read(first.id).task == "shop.add"
+    assert second.terminate is False
+    assert read(second.id) == Wish(1896091200.0, headers={"tenant": 7, "x-name": "ann"})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give IDs, or --task and --header"),
+        (["id", "--task", "a"], "give IDs, or --task and --header"),
+        (["id", "--before", "2030-01-31"], "--before goes with --task and --header"),
+        (["--header", "tenant"], "'tenant' is not NAME=VALUE, such as tenant=7"),
+        (["--header", "a=1", "--header", "a=2"], "'a' is given twice"),
+        (["--task", "my task"], "task='my task': must be 1 to 200 characters"),
+    ],
+)
+def test_revoke_says_what_is_wrong(app: Taskline, words: list[str], message: str) -> None:
+    wrong = run("revoke", *words)
+    assert wrong.exit_code == 2
+    assert message in wrong.stderr
+
+
+def test_a_task_that_the_app_has_not_may_be_a_slip(
+    app: Taskline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slip.py").write_text(
+        "from taskline import Taskline\n"
+        "app = Taskline('slip', broker='sqlite:///shop.db', backend='sqlite:///shop.db')\n"
+        "@app.task(name='slip.mail')\n"
+        "def mail(): ...\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    slip = CliRunner().invoke(cli, ["revoke", "--task", "slip.mial", "-A", "slip"])
+    assert slip.exit_code == 0
+    assert "slip has no task 'slip.mial'; did you mean slip.mail?" in slip.stderr
+    right = CliRunner().invoke(cli, ["revoke", "--task", "slip.mail", "-A", "slip"])
+    assert right.stderr == ""
+    del sys.modules["slip"]

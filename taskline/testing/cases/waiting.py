@@ -156,6 +156,14 @@ class Revocations(BackendSuite):
         _, seen = other.revoked(cursor)
         assert list(seen) == [Revocation("a", terminate=True)]
 
+    def test_any_text_may_stand_in_the_place_of_the_id(
+        self, backend: Backend, other: Backend
+    ) -> None:
+        """As it does where all messages of a kind are revoked."""
+        texts = ['all {"before":1.5,"headers":{"a b":"%\'\\\\ü:*"}}', "all " + "x" * 2000]
+        backend.revoke([Revocation(text) for text in texts], LONG)
+        assert [each.id for each in other.revoked(0)[1]] == texts
+
     def test_revocations_end_after_their_ttl(
         self, backend: Backend, other: Backend, clock: Clock
     ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 from taskline.clock import Clock
@@ -13,6 +14,7 @@ from taskline.errors import TransportError
 PAUSE_FIRST, PAUSE_MAX = 0.5, 10.0
 """Seconds for which a server that did not answer is left out."""
 
+P = TypeVar("P", bound="Peer")
 T = TypeVar("T")
 
 
@@ -57,3 +59,19 @@ class Peer:
         self.probe_at = self._clock.monotonic() + self._pause * random.uniform(0.75, 1.0)
         self._pause = min(2 * self._pause, PAUSE_MAX)
         self.down = True
+
+
+def ask_all(peers: Iterable[P], work: Callable[[P], T]) -> list[T]:
+    """The answers of all; those that do not answer are left out, unless none does."""
+    answers: list[T] = []
+    failure: TransportError | None = None
+    for peer in peers:
+        try:
+            answers.append(peer.attempt(partial(work, peer)))
+        except TransportError as error:
+            failure = error
+            if not error.retryable:
+                raise
+    if failure is not None and not answers:
+        raise failure
+    return answers

@@ -42,7 +42,8 @@ class CeleryRedisBackend(RedisBackend):
 
     def __init__(self, location: Location, clock: Clock) -> None:
         super().__init__([location], clock)
-        self._node = self._peers[0].node
+        self._node = self._keepers[0].store.node
+        self._patience = location.timeout
         self._published = _Published(self._node)
 
     @classmethod

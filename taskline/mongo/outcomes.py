@@ -133,6 +133,7 @@ class Outcomes:
         self._server = server
         self._patience = patience
         self._collection = strict(server, "outcomes")
+        self.close = server.close
 
     def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Store these; returns those that were refused, because what is there outranks them."""
@@ -202,12 +203,6 @@ class Outcomes:
                 bytes(each["frame"]),
             )
         return found
-
-    def final(self, ids: Collection[str]) -> dict[str, Outcome]:
-        """Those of these that are final. Others are not sent."""
-        if not ids:
-            return {}
-        return {key: each for key, each in self.fetch(ids).items() if each.state in FINAL_STATES}
 
     def _find(self, ids: Collection[str], fields: list[str]) -> Iterator[Document]:
         for batch in chunks(list(ids), IDS):
@@ -289,7 +284,7 @@ class Outcomes:
 
         return self._run(work)
 
-    def ping(self) -> None:
+    def check(self) -> None:
         """Write something."""
         step = [{"$set": {"at": now(self._server)}}]
         self._run(

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from taskline.clock import Clock
 from taskline.errors import TransportError
 from taskline.message import DeadLetter, Delivery, Message, Outcome
+from taskline.peer import ask_all
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.member import Member, S
 
@@ -193,17 +194,7 @@ class NodesTransport(Transport, Generic[S]):
         """The answers of all nodes; those that do not answer are left out, unless none does."""
         if self._alone is not None:
             return [work(self._alone.store)]
-        answers = []
-        for member in self._members:
-            try:
-                answers.append(member.attempt(partial(work, member.store)))
-            except TransportError as error:
-                failure = error
-                if not error.retryable:
-                    raise
-        if not answers:
-            raise failure
-        return answers
+        return ask_all(self._members, lambda member: work(member.store))
 
     def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
         if queues is not None and not queues:

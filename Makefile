@@ -7,7 +7,10 @@ BIN = $(VENV)/bin
 PIP = -m pip --quiet --disable-pip-version-check
 # Arguments for pytest: make pytest ARGS="tests/test_message.py -x"
 ARGS ?= tests integration
-JOBS ?= auto
+# Twice as many as cores: the tests wait as long as they compute. Each has servers of its own.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
+# The tests start hundreds of processes: each compiles anew what is not kept compiled.
+unexport PYTHONDONTWRITEBYTECODE
 export MYPY_CACHE_DIR ?= .mypy_cache
 export NO_MKDOCS_2_WARNING = true
 
@@ -44,7 +47,7 @@ types: $(VENV)/.stamp ## mypy --strict
 # Tests marked `serial` measure, signal or count things of the whole machine: they run alone.
 pytest: $(VENV)/.stamp ## the tests; ARGS="tests/x.py -k y" picks some
 	$(BIN)/python -m pytest -m serial $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not serial" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not serial" $(ARGS)
 
 chaos: $(VENV)/.stamp ## kill and pause a running system for TASKLINE_CHAOS_SECONDS (600)
 	$(BIN)/python -m integration.chaos

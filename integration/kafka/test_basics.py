@@ -19,7 +19,6 @@ from taskline.transports.kafka import KafkaTransport
 class TestBasics(Sending, Receiving, Fencing, DeadLetters, Health):
     manual_clock = False
     short = 0.8
-    early = 0.6  # a send takes up to half a second of the time that is measured
     # Six waits for the end of a session: in the whole suite.
     test_a_delivery_that_another_worker_has_now_can_do_nothing = None  # type: ignore[assignment]
 

@@ -20,7 +20,6 @@ class TestKafkaTransport(TransportConformance):
 
     manual_clock = False
     short = 0.8
-    early = 0.6
     partitions = 1
     contested = 4
     crowd = 200

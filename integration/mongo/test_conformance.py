@@ -36,7 +36,6 @@ class TestMongoTransportInServerTime(
 
     manual_clock = False
     short = 0.8
-    early = 0.4
 
     @pytest.fixture
     def make_transport(self, mongo_url: str) -> Callable[[Clock], MongoTransport]:

@@ -52,8 +52,8 @@ class TestMongoKeys(Opened, KeyStoreConformance):
 
 class InServerTime(Opened):
     manual_clock = False
-    short = 0.4
-    early = 0.2
+    short = 0.5
+    early = 0.05
 
 
 class TestMongoBackendInServerTime(

@@ -24,7 +24,6 @@ class TestPostgreSQL(TransportConformance):
 class TestInServerTime(sending.Delay, leases.Leases):
     manual_clock = False
     short = 1.0
-    early = 0.5  # a busy machine looks at its watch late
 
     @pytest.fixture
     def make_transport(self, postgresql_url: str) -> Callable[[Clock], PostgreSQLTransport]:

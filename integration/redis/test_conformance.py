@@ -53,7 +53,7 @@ class TestValkeyTransport(TestRedisTransport):
 
 class TestRedisTransportInServerTime(TestRedisTransport):
     manual_clock = False
-    short = 0.4
+    short = 0.5
     early = 0.05
 
 
@@ -75,7 +75,7 @@ class TestSeveralNodes(TestRedisTransport):
 
 class TestRedisBackend(BackendConformance):
     manual_clock = False
-    short = 0.4
+    short = 0.5
     early = 0.05
 
     @pytest.fixture
@@ -96,7 +96,7 @@ class TestValkeyBackend(TestRedisBackend):
 
 class TestRedisKeys(KeyStoreConformance):
     manual_clock = False
-    short = 0.4
+    short = 0.5
     early = 0.05
 
     @pytest.fixture

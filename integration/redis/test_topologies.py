@@ -51,7 +51,7 @@ class TestClusterTransport(TransportConformance):
 
 class TestClusterBackend(BackendConformance):
     manual_clock = False
-    short = 0.4
+    short = 0.5
     early = 0.05
 
     @pytest.fixture

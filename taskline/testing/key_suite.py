@@ -93,11 +93,12 @@ class Keys(KeyStoreSuite):
         assert [store.get(key) is None for key in NAMES] == [True] + [False] * (len(NAMES) - 1)
 
     def test_a_key_is_set_if_absent(self, store: KeyStore, other: KeyStore, clock: Clock) -> None:
+        since = clock.monotonic()
         assert store.set("a", b"1", self.span, if_absent=True)
         assert not other.set("a", b"2", LONG, if_absent=True)
         assert other.get("a") == b"1"
         # Nor did the second one prolong it.
-        self.after(clock, self.span, lambda: other.get("a") is None)
+        self.after(clock, self.span, lambda: other.get("a") is None, since)
         assert other.set("a", b"3", None, if_absent=True)
         assert not store.set("a", b"4", None, if_absent=True)
         assert store.get("a") == b"3"
@@ -121,9 +122,10 @@ class Keys(KeyStoreSuite):
     def test_a_key_ends_after_its_ttl(
         self, store: KeyStore, backends: Callable[[Clock], Backend], clock: Clock
     ) -> None:
+        since = clock.monotonic()
         store.set("a", b"1", self.span)
         store.set("b", b"1", None)
-        self.after(clock, self.span, lambda: store.get("a") is None)
+        self.after(clock, self.span, lambda: store.get("a") is None, since)
         assert store.ttl("a") is None
         assert not store.expire("a", LONG)
         assert not store.delete("a")
@@ -141,17 +143,19 @@ class Keys(KeyStoreSuite):
         assert other.ttl("unheard-of") is None
         assert other.expire("a", None)
         assert store.ttl("a") == math.inf
+        since = clock.monotonic()
         assert other.expire("b", self.span)
         assert not other.expire("unheard-of", LONG)
-        self.after(clock, self.span, lambda: store.get("b") is None)
+        self.after(clock, self.span, lambda: store.get("b") is None, since)
         assert store.get("a") == b"1"
 
     def test_setting_a_key_anew_brings_a_new_ttl(self, store: KeyStore, clock: Clock) -> None:
         store.set("a", b"1", self.span)
         store.set("b", b"1", None)
         store.set("a", b"2", None)
+        since = clock.monotonic()
         store.set("b", b"2", self.span)
-        self.after(clock, self.span, lambda: store.get("b") is None)
+        self.after(clock, self.span, lambda: store.get("b") is None, since)
         assert (store.get("a"), store.ttl("a")) == (b"2", math.inf)
 
     def test_keys_outlive_the_connection(
@@ -190,8 +194,9 @@ class Counters(KeyStoreSuite):
         assert other.increment("a", 1, LONG) == 2
         self.let_pass(clock, max(0.0, begun + self.span - clock.monotonic()) + 1 / 64)
         self.until(lambda: store.get("a") is None)
+        since = clock.monotonic()
         assert other.increment("a", 1, self.span) == 1
-        self.after(clock, self.span, lambda: store.get("a") is None)
+        self.after(clock, self.span, lambda: store.get("a") is None, since)
 
     @pytest.mark.parametrize("value", [b"", b"x", b'"1"', b"1.5", b"[1]", b"null", b"\xff"])
     def test_only_numbers_are_counted(self, store: KeyStore, value: bytes) -> None:
@@ -285,8 +290,9 @@ class Locks(KeyStoreSuite):
     def test_a_lease_ends_after_its_ttl(
         self, store: KeyStore, other: KeyStore, clock: Clock
     ) -> None:
+        since = clock.monotonic()
         lease = self.taken(store, "a", "me", self.span)
-        self.after(clock, self.span, lambda: other.holder("a") is None)
+        self.after(clock, self.span, lambda: other.holder("a") is None, since)
         # It is over, though nobody has taken the lock.
         assert not store.renew("a", "me", LONG)
         assert not store.release("a", "me")
@@ -298,8 +304,9 @@ class Locks(KeyStoreSuite):
     def test_a_lock_is_taken_over_when_its_lease_ends(
         self, store: KeyStore, other: KeyStore, clock: Clock
     ) -> None:
+        since = clock.monotonic()
         lease = self.taken(store, "a", "me", self.span)
-        self.after(clock, self.span, lambda: other.acquire("a", "you", LONG).token == "you")
+        self.after(clock, self.span, lambda: other.acquire("a", "you", LONG).token == "you", since)
         held = store.holder("a")
         assert held is not None
         assert held.fence > lease.fence
@@ -316,8 +323,9 @@ class Locks(KeyStoreSuite):
         assert longer is not None
         assert longer.left > self.span
         # It may also be cut short.
+        since = clock.monotonic()
         assert store.renew("a", "me", self.span)
-        self.after(clock, self.span, lambda: other.holder("a") is None)
+        self.after(clock, self.span, lambda: other.holder("a") is None, since)
 
     def test_fences_grow(
         self, store: KeyStore, other: KeyStore, backends: Callable[[Clock], Backend], clock: Clock
@@ -330,8 +338,9 @@ class Locks(KeyStoreSuite):
                 token = f"t{next(numbers)}"
                 fences.append(self.taken(through, "a", token, self.span).fence)
                 assert through.release("a", token)
+        since = clock.monotonic()
         self.taken(store, "a", "short", self.span)
-        self.after(clock, self.span, lambda: store.holder("a") is None)
+        self.after(clock, self.span, lambda: store.holder("a") is None, since)
         backends(clock).maintain()
         fences.append(self.taken(other, "a", "last").fence)
         assert fences == sorted(set(fences))

@@ -54,7 +54,7 @@ class Suite:
     short: ClassVar[float] = 1.0
     """Seconds: leases, delays and lifetimes where the suite really waits for their end."""
 
-    early: ClassVar[float] = 0.25
+    early: ClassVar[float] = 0.1
     """Seconds by which the clock of a server may be ahead of ours."""
 
     bound: ClassVar[float] = 20.0
@@ -84,17 +84,20 @@ class Suite:
         """Poll until the probe answers with something true; fails after the bound."""
         return self._poll(probe, self.bound)
 
-    def after(self, clock: Clock, seconds: float, probe: Callable[[], T]) -> T:
-        """Let seconds pass until the probe answers with something true, and not earlier."""
+    def after(self, clock: Clock, seconds: float, probe: Callable[[], T], since: float) -> T:
+        """Let seconds pass until the probe answers with something true, and not earlier.
+
+        In real time they are counted from `since`, of the monotonic clock: a moment before
+        the call from which the store counts them.
+        """
         if isinstance(clock, ManualClock):
             # Not at the very moment, which may count as either; binary fractions add up exactly.
             clock.advance(seconds - 1 / 8)
             assert not probe(), f"happened earlier than after {seconds:g} s"
             clock.advance(1 / 8 + 1 / 64)
             return self.until(probe)
-        start = clock.monotonic()
         answer = self._poll(probe, seconds + self.bound)
-        passed = clock.monotonic() - start
+        passed = clock.monotonic() - since
         assert passed >= seconds - self.early, f"happened after {passed:g} of {seconds:g} s"
         return answer
 

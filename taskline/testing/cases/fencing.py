@@ -44,14 +44,15 @@ class Fencing(TransportSuite):
         """A worker was paused beyond its lease: it is told, and the new holder is unharmed."""
         self.need(transport, "leases")
         transport.send([message()])
+        since = clock.monotonic()
         old = self.take_one(transport, lease=self.span)
-        new = self.after(clock, self.span, lambda: self.receive(other, lease=self.span))[0]
+        new = self.after(clock, self.span, lambda: self.receive(other, lease=self.span), since)[0]
         assert ids(verb(transport, [old])) == [old.id]
         self.assert_counts(transport, leased=1)
         self.assert_empty(transport, "successors")
         assert transport.dead_letter(old.id) is None
         # Nor did it prolong what the new holder has, or cut it short.
-        again = self.taken_after(transport, clock, self.span)
+        again = self.taken_after(transport, clock, self.span, since + self.span)
         assert (again.id, again.deliveries, again.lost) == (old.id, 3, 2)
         assert ids(other.ack([new])) == [new.id]
 
@@ -73,9 +74,10 @@ class Fencing(TransportSuite):
         self.need(transport, "leases")
         self.need(transport, "shared")
         transport.send(messages(4))
+        since = clock.monotonic()
         held = self.take(transport, 4, lease=self.span)
         assert list(transport.extend([held[0], held[2]], LONG * 10)) == []
-        self.after(clock, self.span, lambda: self.receive(other, limit=1))
+        self.after(clock, self.span, lambda: self.receive(other, limit=1), since)
         self.take(other, 1)
         refused = verb(transport, held)
         assert sorted(ids(refused)) == sorted([held[1].id, held[3].id])

@@ -23,8 +23,9 @@ class Leases(TransportSuite):
     ) -> None:
         self.need(transport, "leases")
         transport.send([message()])
+        since = clock.monotonic()
         held = self.take_one(transport, lease=self.span)
-        again = self.taken_after(other, clock, self.span)
+        again = self.taken_after(other, clock, self.span, since)
         assert again.id == held.id
         assert bytes(again.frame) == bytes(held.frame)
         assert (again.deliveries, again.lost) == (2, 1)
@@ -32,11 +33,13 @@ class Leases(TransportSuite):
     def test_each_lease_lost_is_counted(self, transport: Transport, clock: Clock) -> None:
         self.need(transport, "leases")
         transport.send([message()])
+        since = clock.monotonic()
         self.take_one(transport, lease=self.span)
         for lost in (1, 2, 3):
             (again,) = self.after(
-                clock, self.span, lambda: self.receive(transport, lease=self.span)
+                clock, self.span, lambda: self.receive(transport, lease=self.span), since
             )
+            since += self.span
             assert (again.deliveries, again.lost) == (lost + 1, lost)
 
     def test_a_renewed_lease_ends_later(
@@ -45,11 +48,12 @@ class Leases(TransportSuite):
         self.need(transport, "leases")
         self.need(transport, "shared")
         transport.send(sent := messages(2))
+        since = clock.monotonic()
         kept, left = self.take(transport, 2, lease=self.span)
         assert list(transport.extend([kept], self.span * 2)) == []
-        assert self.taken_after(other, clock, self.span).id == left.id
+        assert self.taken_after(other, clock, self.span, since).id == left.id
         if self.manual_clock:
-            assert self.taken_after(other, clock, self.span).id == kept.id
+            assert self.taken_after(other, clock, self.span, since).id == kept.id
         else:
             # How much of it is left is not known here.
             assert self.take_one(other).id == kept.id
@@ -76,8 +80,9 @@ class Leases(TransportSuite):
         self.need(transport, "leases")
         transport.send([message()])
         held = self.take_one(transport, lease=LONG)
+        since = clock.monotonic()
         assert list(transport.extend([held], self.span)) == []
-        assert self.taken_after(other, clock, self.span).id == held.id
+        assert self.taken_after(other, clock, self.span, since).id == held.id
 
     def test_a_message_that_is_done_is_gone(self, transport: Transport, clock: Clock) -> None:
         self.need(transport, "leases")
@@ -115,9 +120,10 @@ class Leases(TransportSuite):
         held = self.take_one(transport)
         assert (held.deliveries, held.lost) == (2, 0)
         transport.recover("worker-1", [held.id])
+        since = clock.monotonic()
         held = self.take_one(transport, lease=self.span)
         assert (held.deliveries, held.lost) == (3, 1)
-        held = self.taken_after(transport, clock, self.span)
+        held = self.taken_after(transport, clock, self.span, since)
         assert (held.deliveries, held.lost) == (4, 2)
         transport.replace([(held, message(held.id))])
         held = self.take_one(transport)
@@ -252,9 +258,10 @@ class Release(TransportSuite):
         self.need(transport, "delay")
         transport.send([message()])
         held = self.take_one(transport)
+        since = clock.monotonic()
         assert list(transport.release([held], self.span)) == []
         self.assert_counts(transport, delayed=1)
-        again = self.taken_after(other, clock, self.span)
+        again = self.taken_after(other, clock, self.span, since)
         assert (again.id, again.deliveries, again.lost) == (held.id, 2, 0)
 
 
@@ -283,9 +290,10 @@ class Replace(TransportSuite):
         self.need(transport, "delay")
         transport.send([message()])
         held = self.take_one(transport)
+        since = clock.monotonic()
         transport.replace([(held, message(held.id, eta=clock.time() + self.span))])
         self.assert_counts(transport, delayed=1)
-        assert self.taken_after(transport, clock, self.span).deliveries == 2
+        assert self.taken_after(transport, clock, self.span, since).deliveries == 2
 
     def test_the_successor_has_its_own_queue_and_priority(self, transport: Transport) -> None:
         self.need(transport, "priority")

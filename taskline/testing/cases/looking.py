@@ -39,18 +39,24 @@ class Stats(TransportSuite):
     def test_what_came_due_is_ready(self, transport: Transport, clock: Clock) -> None:
         self.need(transport, "delay")
         self.need(transport, "random_access")
+        since = clock.monotonic()
         transport.send(messages(2, eta=clock.time() + self.span))
         self.assert_counts(transport, delayed=2)
-        self.after(clock, self.span, lambda: self.maintained(transport, "ready") in (2, None))
+        self.after(
+            clock, self.span, lambda: self.maintained(transport, "ready") in (2, None), since
+        )
         self.assert_counts(transport, ready=2)
 
     def test_what_lost_its_lease_is_ready(self, transport: Transport, clock: Clock) -> None:
         self.need(transport, "leases")
         self.need(transport, "random_access")
         transport.send(messages(2))
+        since = clock.monotonic()
         self.take(transport, 2, lease=self.span)
         self.assert_counts(transport, leased=2)
-        self.after(clock, self.span, lambda: self.maintained(transport, "ready") in (2, None))
+        self.after(
+            clock, self.span, lambda: self.maintained(transport, "ready") in (2, None), since
+        )
         self.assert_counts(transport, ready=2)
 
     def maintained(self, transport: Transport, state: str) -> int | None:
@@ -256,11 +262,12 @@ class Removal(TransportSuite):
     ) -> None:
         self.need(transport, "delete")
         self.need(transport, "delay")
+        since = clock.monotonic()
         sent = messages(2, eta=clock.time() + self.span)
         transport.send(sent)
         assert list(transport.delete(ids(sent[:1]))) == ids(sent[:1])
         self.assert_counts(transport, delayed=1)
-        assert self.taken_after(transport, clock, self.span).id == sent[1].header.id
+        assert self.taken_after(transport, clock, self.span, since).id == sent[1].header.id
         self.assert_empty(transport)
 
     def test_what_is_held_or_dead_is_not_deleted(self, transport: Transport) -> None:

@@ -140,22 +140,25 @@ class Ends(BackendSuite):
     def test_an_outcome_ends_after_its_ttl(
         self, backend: Backend, other: Backend, clock: Clock
     ) -> None:
+        since = clock.monotonic()
         backend.store([outcome("a", ttl=self.span), outcome("b", ttl=None)])
-        self.after(clock, self.span, lambda: "a" not in other.fetch(["a"]))
+        self.after(clock, self.span, lambda: "a" not in other.fetch(["a"]), since)
         assert backend.wait(["a", "b"], 0).keys() == {"b"}
         backend.maintain()
         assert backend.fetch(["a", "b"]).keys() == {"b"}
 
     def test_an_ended_outcome_fences_nobody(self, backend: Backend, clock: Clock) -> None:
+        since = clock.monotonic()
         backend.store([outcome("a", deliveries=9, ttl=self.span)])
-        self.after(clock, self.span, lambda: not backend.fetch(["a"]))
+        self.after(clock, self.span, lambda: not backend.fetch(["a"]), since)
         assert list(backend.store([outcome("a", STARTED)])) == []
         self.assert_state(backend, "a", STARTED)
 
     def test_each_outcome_brings_its_own_ttl(self, backend: Backend, clock: Clock) -> None:
         backend.store([outcome("a", STARTED, ttl=self.span), outcome("b", STARTED)])
+        since = clock.monotonic()
         backend.store([outcome("a", ttl=None), outcome("b", ttl=self.span)])
-        self.after(clock, self.span, lambda: not backend.fetch(["b"]))
+        self.after(clock, self.span, lambda: not backend.fetch(["b"]), since)
         backend.maintain()
         self.assert_state(backend, "a", SUCCESS)
 
@@ -170,8 +173,9 @@ class Ends(BackendSuite):
 
     def test_expire_counts_from_now(self, backend: Backend, other: Backend, clock: Clock) -> None:
         backend.store([outcome("a", ttl=LONG * 10), outcome("b"), outcome("c")])
+        since = clock.monotonic()
         other.expire(["a", "b", "unheard-of"], self.span)
-        self.after(clock, self.span, lambda: backend.fetch("abc").keys() == {"c"})
+        self.after(clock, self.span, lambda: backend.fetch("abc").keys() == {"c"}, since)
 
     def test_expire_with_none_keeps_for_ever(self, backend: Backend, clock: Clock) -> None:
         backend.store([outcome("a", ttl=self.span)])

@@ -142,12 +142,15 @@ class TransportSuite(Suite):
     def take_one(self, transport: Transport, **options: Any) -> Delivery:
         return self.take(transport, 1, **options)[0]
 
-    def taken_after(self, transport: Transport, clock: Clock, seconds: float) -> Delivery:
-        """The message that is handed over when seconds have passed, and not before."""
-        found = self.after(
-            clock, seconds, lambda: self.receive(transport, limit=1, consumer="worker-2")
-        )
-        return found[0]
+    def taken_after(
+        self, transport: Transport, clock: Clock, seconds: float, since: float
+    ) -> Delivery:
+        """The message that is handed over when seconds have passed since then, and not before."""
+
+        def take() -> list[Delivery]:
+            return self.receive(transport, limit=1, consumer="worker-2")
+
+        return self.after(clock, seconds, take, since)[0]
 
     def assert_empty(self, transport: Transport, queues: str | Sequence[str] = QUEUE) -> None:
         assert ids(self.receive(transport, queues)) == []
@@ -178,7 +181,8 @@ class TransportSuite(Suite):
         Returns the delivery that is lost and the one that is held.
         """
         self.need(transport, "leases")
+        since = clock.monotonic()
         old = self.take_one(transport, lease=self.span)
-        new = self.taken_after(transport, clock, self.span)
+        new = self.taken_after(transport, clock, self.span, since)
         assert new.id == old.id
         return old, new

@@ -168,10 +168,11 @@ class Revocations(BackendSuite):
         self, backend: Backend, other: Backend, clock: Clock
     ) -> None:
         backend.revoke([Revocation("long")], LONG)
+        since = clock.monotonic()
         backend.revoke([Revocation("short")], self.span)
         assert {each.id for each in other.revoked(0)[1]} == {"long", "short"}
         cursor, _ = other.revoked(0)
-        self.after(clock, self.span, lambda: len(other.revoked(0)[1]) == 1)
+        self.after(clock, self.span, lambda: len(other.revoked(0)[1]) == 1, since)
         backend.maintain()
         assert list(other.revoked(0)[1]) == [Revocation("long")]
         # What has ended takes no cursor back with it: later wishes are newer.
@@ -183,9 +184,10 @@ class Revocations(BackendSuite):
         self, backend: Backend, other: Backend, clock: Clock
     ) -> None:
         """Not even when all that it counted has ended and was deleted."""
+        since = clock.monotonic()
         backend.revoke([Revocation("a"), Revocation("b")], self.span)
         cursor, _ = other.revoked(0)
-        self.after(clock, self.span, lambda: not other.revoked(0)[1])
+        self.after(clock, self.span, lambda: not other.revoked(0)[1], since)
         backend.maintain()
         backend.revoke([Revocation("c")], LONG)
         assert list(other.revoked(cursor)[1]) == [Revocation("c")]

@@ -1,16 +1,21 @@
 """The seam for locks, keys and counters, which a result backend may also keep.
 
 A key holds bytes; a lock is held under a lease. Names are any text of at most
-512 bytes in UTF-8, and those of keys and of locks never meet. All calls are
-atomic, however many processes call; any thread may call anything. Seconds are
-counted by the store's clock.
+512 bytes in UTF-8, and those of keys and of locks never meet. Token buckets and
+semaphores are kept under keys that begin with `taskline.`, or apart from all keys.
+All calls are atomic, however many processes call; any thread may call anything.
+Seconds are counted by the store's clock.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
+from taskline.backends import permits
+from taskline.backends.permits import Ask, Claim, Place, State, Taken
 from taskline.errors import BackendError
 
 if TYPE_CHECKING:
@@ -18,6 +23,12 @@ if TYPE_CHECKING:
 
 SMALLEST, GREATEST = -(2**63), 2**63 - 1
 """What a counter can count to."""
+
+Step: TypeAlias = Callable[[bytes | None, float], State]
+"""From what a key holds, None for nothing, and the store's time to what it is to hold."""
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Lease(NamedTuple):
@@ -59,6 +70,10 @@ class Watch(ABC):
 class KeyStore(ABC):
     """Keeps keys and locks. It is the backend's, and closed with it."""
 
+    @abstractmethod
+    def time(self) -> float:
+        """Seconds of the store's clock, which goes on when the store is started again."""
+
     # Keys
 
     @abstractmethod
@@ -70,6 +85,15 @@ class KeyStore(ABC):
         """Let the key hold this value for `ttl` seconds; None is without an end.
 
         With `if_absent` only when there is no such key. Returns whether it was set.
+        """
+
+    @abstractmethod
+    def swap(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float | None
+    ) -> bool:
+        """Let a key that holds `expected` hold `value` for `ttl` seconds; returns whether it did.
+
+        None stands for no key: nothing was expected, or the key is to be deleted.
         """
 
     @abstractmethod
@@ -92,6 +116,54 @@ class KeyStore(ABC):
     @abstractmethod
     def expire(self, key: str, ttl: float | None) -> bool:
         """Let the key end `ttl` seconds from now, or never; returns whether there is one."""
+
+    # Token buckets and semaphores
+
+    def take(self, asks: Sequence[Ask]) -> list[Taken]:
+        """Take tokens of some buckets; returns the answers in the order of the asks.
+
+        In any span of time at most rate * span + burst of a bucket are taken. A call
+        whose answer is lost may have taken what nobody uses.
+        """
+        answers: list[list[Taken]] = [[] for _ in asks]
+        self._change(
+            [
+                (f"taskline.rate.{ask.bucket}", partial(_answer, into, permits.take, ask))
+                for ask, into in zip(asks, answers, strict=True)
+            ]
+        )
+        return [answer[-1] for answer in answers]
+
+    def hold(self, claims: Sequence[Claim], ttl: float) -> list[list[str]]:
+        """Take, renew and free places of some semaphores; returns the ids that have places.
+
+        They are in the order of the claims, of those that are wanted or renewed there.
+        A place ends `ttl` seconds after it was taken or renewed last.
+        """
+        answers: list[list[list[str]]] = [[] for _ in claims]
+        self._change(
+            [
+                (
+                    f"taskline.places.{claim.name}",
+                    partial(_answer, into, permits.hold, (claim, ttl)),
+                )
+                for claim, into in zip(claims, answers, strict=True)
+            ]
+        )
+        return [answer[-1] for answer in answers]
+
+    def places(self, name: str) -> list[Place]:
+        """The places of a semaphore that are held, by the time they have left."""
+        return permits.places(self.get(f"taskline.places.{name}"), self.time())
+
+    def _change(self, steps: Sequence[tuple[str, Step]]) -> None:
+        """Change each of these keys atomically. A step may be called again."""
+        for key, step in steps:
+            while True:
+                found = self.get(key)
+                value, ttl = step(found, self.time())
+                if value == found or self.swap(key, found, value, ttl):
+                    break
 
     # Locks
 
@@ -122,6 +194,19 @@ class KeyStore(ABC):
     @abstractmethod
     def watch(self, name: str) -> Watch:
         """A watch on one lock. Make it, try to acquire, then wait: no release is missed."""
+
+
+def _answer(
+    into: list[A],
+    ask: Callable[[bytes | None, float, B], tuple[A, State]],
+    what: B,
+    value: bytes | None,
+    now: float,
+) -> State:
+    """The state after asking; the answer is put into a list, whose last item counts."""
+    answer, state = ask(value, now, what)
+    into.append(answer)
+    return state
 
 
 def next_fence(last: int, time: float) -> int:

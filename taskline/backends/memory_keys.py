@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from taskline.backends.keys import KeyStore, Lease, Watch, added, next_fence
+from taskline.backends.keys import KeyStore, Lease, Step, Watch, added, next_fence
 from taskline.clock import Clock
 
 _FEW = 1000
@@ -50,6 +50,9 @@ class MemoryKeys(KeyStore):
         self._clock = clock
         self._check_open = check_open
 
+    def time(self) -> float:
+        return self._clock.monotonic()
+
     def get(self, key: str) -> bytes | None:
         room = self._open()
         with room.lock:
@@ -62,6 +65,17 @@ class MemoryKeys(KeyStore):
             if if_absent and self._value(key) is not None:
                 return False
             room.put(key, value, self._end(ttl), self._clock.monotonic())
+            return True
+
+    def swap(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float | None
+    ) -> bool:
+        room = self._open()
+        with room.lock:
+            found = self._value(key)
+            if (None if found is None else found[0]) != expected:
+                return False
+            self._put(key, value, ttl)
             return True
 
     def delete(self, key: str) -> bool:
@@ -93,6 +107,13 @@ class MemoryKeys(KeyStore):
                 return False
             room.values[key] = (found[0], self._end(ttl))
             return True
+
+    def _change(self, steps: Sequence[tuple[str, Step]]) -> None:
+        room = self._open()
+        with room.lock:
+            for key, step in steps:
+                found = self._value(key)
+                self._put(key, *step(None if found is None else found[0], self.time()))
 
     def acquire(self, name: str, token: str, ttl: float) -> Lease:
         room = self._open()
@@ -132,6 +153,12 @@ class MemoryKeys(KeyStore):
     def watch(self, name: str) -> Watch:
         self._check_open()
         return _MemoryWatch(self._room, self._clock, name)
+
+    def _put(self, key: str, value: bytes | None, ttl: float | None) -> None:
+        if value is None:
+            self._room.values.pop(key, None)
+        else:
+            self._room.put(key, value, self._end(ttl), self._clock.monotonic())
 
     def _open(self) -> Room:
         self._check_open()

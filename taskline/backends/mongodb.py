@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from taskline.backends.base import Revocation
 from taskline.backends.keys import KeyStore
-from taskline.backends.mongodb_keys import MongoKeys, key_store
+from taskline.backends.mongodb_keys import MongoKeys
 from taskline.backends.nodes import Keeper, NodesBackend
+from taskline.backends.spread import key_store
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import BackendError
 from taskline.message import Outcome

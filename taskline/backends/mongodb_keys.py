@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from binascii import crc32
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bson import Int64
@@ -62,6 +61,9 @@ class MongoKeys(KeyStore):
         self._locks = strict(server, "locks")
         self._releases = Releases(server.location, open_server)
 
+    def time(self) -> float:
+        return self._server.now()
+
     # Keys
 
     def get(self, key: str) -> bytes | None:
@@ -69,23 +71,41 @@ class MongoKeys(KeyStore):
         return None if found is None else _value(found)
 
     def set(self, key: str, value: bytes, ttl: float | None, *, if_absent: bool = False) -> bool:
-        if len(value) > LARGEST:
-            raise BackendError(
-                f"the key {key!r}: its {len(value)} bytes are more than a document of MongoDB "
-                f"holds, {LARGEST}: put the value into GridFS or other storage, and keep its name",
-                retryable=False,
-            )
         token = os.urandom(8)
-        new = {
-            "_id": "$_id",
-            "value": {"$literal": value},
-            "number": _number(value),
-            "end": after(self._server, ttl),
-            "by": {"$literal": token},
-        }
+        new = self._new(key, value, ttl, token)
         keep = {"$and": [self._there(), {"$ne": ["$by", token]}, if_absent]}
         steps = [{"$replaceWith": {"$cond": [keep, "$$ROOT", new]}}]
         return bool(self._run(lambda: change(self._keys, key, steps, ["by"]))["by"] == token)
+
+    def swap(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float | None
+    ) -> bool:
+        if expected is None:
+            if value is None:
+                return self.get(key) is None
+            return self.set(key, value, ttl, if_absent=True)
+        holds: list[Document] = [{"$eq": ["$value", {"$literal": expected}]}]
+        number = _number(expected)
+        if number is not None and b"%d" % number == expected:
+            # What was counted has no value beside its number.
+            counted = {"$eq": [{"$ifNull": ["$value", None]}, None]}
+            holds.append({"$and": [counted, {"$eq": ["$number", number]}]})
+        where = {"_id": key, "$expr": {"$and": [lives(self._server), {"$or": holds}]}}
+        if value is None:
+            return self._run(lambda: self._keys.delete_one(where)).deleted_count > 0
+        token = os.urandom(8)
+        step = {"$replaceWith": self._new(key, value, ttl, token)}
+        tries = 0
+
+        def work() -> bool:
+            nonlocal tries
+            tries += 1
+            if self._keys.update_one(where, [step]).matched_count:
+                return True
+            # The answer to an earlier try may have been lost.
+            return tries > 1 and self._keys.find_one({"_id": key, "by": token}) is not None
+
+        return self._run(work)
 
     def delete(self, key: str) -> bool:
         return self._run(lambda: self._keys.delete_one(self._alive(key))).deleted_count > 0
@@ -154,6 +174,22 @@ class MongoKeys(KeyStore):
     def expire(self, key: str, ttl: float | None) -> bool:
         step = {"$set": {"end": after(self._server, ttl)}}
         return self._run(lambda: self._keys.update_one(self._alive(key), [step])).matched_count > 0
+
+    def _new(self, key: str, value: bytes, ttl: float | None, token: bytes) -> Document:
+        """The document of a key that is set by the call with this token."""
+        if len(value) > LARGEST:
+            raise BackendError(
+                f"the key {key!r}: its {len(value)} bytes are more than a document of MongoDB "
+                f"holds, {LARGEST}: put the value into GridFS or other storage, and keep its name",
+                retryable=False,
+            )
+        return {
+            "_id": "$_id",
+            "value": {"$literal": value},
+            "number": _number(value),
+            "end": after(self._server, ttl),
+            "by": {"$literal": token},
+        }
 
     def _there(self) -> Document:
         """Whether a document is a key that lives; every key has a `by`."""
@@ -232,54 +268,6 @@ class MongoKeys(KeyStore):
 
     def _run(self, work: Callable[[], T]) -> T:
         return self._server.run(work, self._patience)
-
-
-def key_store(stores: Sequence[KeyStore]) -> KeyStore:
-    """One of these, or all as one."""
-    return stores[0] if len(stores) == 1 else _SpreadKeys(stores)
-
-
-class _SpreadKeys(KeyStore):
-    """The key stores of several deployments: each name has its own, whether it answers or not."""
-
-    def __init__(self, stores: Sequence[KeyStore]) -> None:
-        self._stores = stores
-
-    def _of(self, name: str) -> KeyStore:
-        return self._stores[crc32(name.encode()) % len(self._stores)]
-
-    def get(self, key: str) -> bytes | None:
-        return self._of(key).get(key)
-
-    def set(self, key: str, value: bytes, ttl: float | None, *, if_absent: bool = False) -> bool:
-        return self._of(key).set(key, value, ttl, if_absent=if_absent)
-
-    def delete(self, key: str) -> bool:
-        return self._of(key).delete(key)
-
-    def increment(self, key: str, by: int, ttl: float | None) -> int:
-        return self._of(key).increment(key, by, ttl)
-
-    def ttl(self, key: str) -> float | None:
-        return self._of(key).ttl(key)
-
-    def expire(self, key: str, ttl: float | None) -> bool:
-        return self._of(key).expire(key, ttl)
-
-    def acquire(self, name: str, token: str, ttl: float) -> Lease:
-        return self._of(name).acquire(name, token, ttl)
-
-    def renew(self, name: str, token: str, ttl: float) -> bool:
-        return self._of(name).renew(name, token, ttl)
-
-    def release(self, name: str, token: str) -> bool:
-        return self._of(name).release(name, token)
-
-    def holder(self, name: str) -> Lease | None:
-        return self._of(name).holder(name)
-
-    def watch(self, name: str) -> Watch:
-        return self._of(name).watch(name)
 
 
 def _value(document: Document) -> bytes:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from taskline.backends.base import Revocation
 from taskline.backends.keys import KeyStore
 from taskline.backends.nodes import Keeper, NodesBackend
-from taskline.backends.redis_keys import RedisKeys, key_store
+from taskline.backends.redis_keys import RedisKeys
+from taskline.backends.spread import key_store
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import BackendError, TransportError
 from taskline.message import Outcome

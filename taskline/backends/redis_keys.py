@@ -2,7 +2,8 @@
 
 A call is sent once more when its connection breaks. Calls bear a token by which
 the server knows a repeated one, except `delete`, which then may tell that there
-was no such key. An `increment` counts twice only if another counted in between.
+was no such key, and `take`, which may take twice. An `increment` counts twice only
+if another counted in between.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import select
-from binascii import crc32
 from collections.abc import Sequence
 
 from taskline.backends.keys import (
@@ -22,6 +22,7 @@ from taskline.backends.keys import (
     not_a_number,
     too_large,
 )
+from taskline.backends.permits import AHEAD, Ask, Claim, Place, Taken
 from taskline.clock import Clock
 from taskline.redis.connection import Connection, Lost, Reply, ServerError, Word, pack
 from taskline.redis.interrupt import Interrupt
@@ -30,8 +31,12 @@ from taskline.redis.packing import milliseconds
 from taskline.redis.script import Script
 
 SET = Script("key_set")
+SWAP = Script("key_swap")
 ADD = Script("key_add")
 EXPIRE = Script("key_expire", when_full=True)
+TAKE = Script("bucket_take", when_full=True)
+HOLD = Script("places_hold", when_full=True)
+PLACES = Script("places_list", when_full=True)
 ACQUIRE = Script("lock_acquire", "lock")
 RENEW = Script("lock_renew", "lock", when_full=True)
 RELEASE = Script("lock_release", "lock", when_full=True)
@@ -46,6 +51,10 @@ class RedisKeys(KeyStore):
         self._clock = clock
         self._patience = node.location.timeout
 
+    def time(self) -> float:
+        seconds, microseconds = self._command("TIME")
+        return int(seconds) + int(microseconds) / 1_000_000
+
     def get(self, key: str) -> bytes | None:
         value: bytes | None = self._command("HGET", self._key(key), "v")
         return value
@@ -53,6 +62,17 @@ class RedisKeys(KeyStore):
     def set(self, key: str, value: bytes, ttl: float | None, *, if_absent: bool = False) -> bool:
         flag = b"1" if if_absent else b""
         return bool(self._run(SET, key, value, os.urandom(8), milliseconds(ttl), flag))
+
+    def swap(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float | None
+    ) -> bool:
+        if expected is None:
+            if value is None:
+                return self.get(key) is None
+            return self.set(key, value, ttl, if_absent=True)
+        new = (b"", b"0") if value is None else (value, b"1")
+        token = os.urandom(8)
+        return bool(self._run(SWAP, key, expected, *new, token, milliseconds(ttl)))
 
     def delete(self, key: str) -> bool:
         return bool(self._command("UNLINK", self._key(key)))
@@ -75,6 +95,28 @@ class RedisKeys(KeyStore):
 
     def expire(self, key: str, ttl: float | None) -> bool:
         return bool(self._run(EXPIRE, key, milliseconds(ttl)))
+
+    def take(self, asks: Sequence[Ask]) -> list[Taken]:
+        words: list[Word] = []
+        for ask in asks:
+            ahead = min(ask.ahead, AHEAD)
+            words += [ask.bucket, repr(ask.rate), repr(ask.burst), ask.wanted, repr(ahead)]
+        answers: list[list[bytes]] = self._run(TAKE, *words)
+        return [Taken(int(number), float(left)) for number, left in answers]
+
+    def hold(self, claims: Sequence[Claim], ttl: float) -> list[list[str]]:
+        words: list[Word] = [milliseconds(ttl)]
+        for claim in claims:
+            words += [claim.name, claim.limit]
+            for group in (claim.freed, claim.renewed, claim.wanted):
+                words.append(len(group))
+                words += [word for holder in group for word in holder]
+        answers: list[list[bytes]] = self._run(HOLD, *words)
+        return [[each.decode() for each in held] for held in answers]
+
+    def places(self, name: str) -> list[Place]:
+        answers: list[tuple[bytes, bytes, int]] = self._run(PLACES, name)
+        return [Place(key.decode(), run.decode(), left / 1000) for key, run, left in answers]
 
     def acquire(self, name: str, token: str, ttl: float) -> Lease:
         return _lease(self._run(ACQUIRE, name, token, milliseconds(ttl)))
@@ -102,54 +144,6 @@ class RedisKeys(KeyStore):
 
     def _command(self, *words: Word) -> Reply:
         return self._node.command(*words, patience=self._patience)
-
-
-def key_store(stores: Sequence[KeyStore]) -> KeyStore:
-    """One of these, or all as one."""
-    return stores[0] if len(stores) == 1 else _SpreadKeys(stores)
-
-
-class _SpreadKeys(KeyStore):
-    """The key stores of several servers: each name has its own, whether it answers or not."""
-
-    def __init__(self, stores: Sequence[KeyStore]) -> None:
-        self._stores = stores
-
-    def _of(self, name: str) -> KeyStore:
-        return self._stores[crc32(name.encode()) % len(self._stores)]
-
-    def get(self, key: str) -> bytes | None:
-        return self._of(key).get(key)
-
-    def set(self, key: str, value: bytes, ttl: float | None, *, if_absent: bool = False) -> bool:
-        return self._of(key).set(key, value, ttl, if_absent=if_absent)
-
-    def delete(self, key: str) -> bool:
-        return self._of(key).delete(key)
-
-    def increment(self, key: str, by: int, ttl: float | None) -> int:
-        return self._of(key).increment(key, by, ttl)
-
-    def ttl(self, key: str) -> float | None:
-        return self._of(key).ttl(key)
-
-    def expire(self, key: str, ttl: float | None) -> bool:
-        return self._of(key).expire(key, ttl)
-
-    def acquire(self, name: str, token: str, ttl: float) -> Lease:
-        return self._of(name).acquire(name, token, ttl)
-
-    def renew(self, name: str, token: str, ttl: float) -> bool:
-        return self._of(name).renew(name, token, ttl)
-
-    def release(self, name: str, token: str) -> bool:
-        return self._of(name).release(name, token)
-
-    def holder(self, name: str) -> Lease | None:
-        return self._of(name).holder(name)
-
-    def watch(self, name: str) -> Watch:
-        return self._of(name).watch(name)
 
 
 def _lease(answer: Reply) -> Lease:

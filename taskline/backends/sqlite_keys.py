@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
-from taskline.backends.keys import KeyStore, Lease, Watch, added, next_fence
+from taskline.backends.keys import KeyStore, Lease, Step, Watch, added, next_fence
 from taskline.clock import Clock
 from taskline.sqlite.database import Database
 from taskline.sqlite.wake import LOCKS, Bell, Waiter
@@ -28,6 +29,9 @@ class SQLiteKeys(KeyStore):
         self._bell = bell
         self._clock = clock
 
+    def time(self) -> float:
+        return self._clock.time()
+
     def get(self, key: str) -> bytes | None:
         row: tuple[bytes] | None = self._row("value", key)
         return None if row is None else row[0]
@@ -39,6 +43,20 @@ class SQLiteKeys(KeyStore):
             statement += " WHERE keys.expires <= ?"
             params.append(self._clock.time())
         return self._database.run(statement, params) > 0
+
+    def swap(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float | None
+    ) -> bool:
+        if expected is None:
+            if value is None:
+                return self.get(key) is None
+            return self.set(key, value, ttl, if_absent=True)
+        where = f"WHERE key = ? AND value = ? AND {_LIVE}"
+        params = (key, expected, self._clock.time())
+        if value is None:
+            return self._database.run(f"DELETE FROM keys {where}", params) > 0
+        change = f"UPDATE keys SET value = ?, expires = ? {where}"
+        return self._database.run(change, (value, self._end(ttl), *params)) > 0
 
     def delete(self, key: str) -> bool:
         statement = f"DELETE FROM keys WHERE key = ? AND {_LIVE}"
@@ -65,6 +83,21 @@ class SQLiteKeys(KeyStore):
     def expire(self, key: str, ttl: float | None) -> bool:
         statement = f"UPDATE keys SET expires = ? WHERE key = ? AND {_LIVE}"
         return self._database.run(statement, (self._end(ttl), key, self._clock.time())) > 0
+
+    def _change(self, steps: Sequence[tuple[str, Step]]) -> None:
+        select = f"SELECT value FROM keys WHERE key = ? AND {_LIVE}"
+
+        def work(db: sqlite3.Connection) -> None:
+            now = self._clock.time()
+            for key, step in steps:
+                row = db.execute(select, (key, now)).fetchone()
+                value, ttl = step(None if row is None else row[0], now)
+                if value is not None:
+                    db.execute(f"{_SET} {_REPLACE}", (key, value, self._end(ttl)))
+                elif row is not None:
+                    db.execute("DELETE FROM keys WHERE key = ?", (key,))
+
+        self._database.write(work)
 
     def acquire(self, name: str, token: str, ttl: float) -> Lease:
         # Who finds the lock held, as most who wait do, need not lock the file.

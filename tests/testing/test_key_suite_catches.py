@@ -202,6 +202,79 @@ class InterruptsOnce(MemoryKeys):
         return watch
 
 
+class SwapsAnything(MemoryKeys):
+    def swap(self, key, expected, value, ttl):
+        if expected is not None and self.get(key) is None:
+            return False
+        return super().swap(key, self.get(key), value, ttl)
+
+
+class LooksBeforeItSwaps(MemoryKeys):
+    def swap(self, key, expected, value, ttl):
+        if self.get(key) != expected:
+            return False
+        time.sleep(0.001)
+        return super().set(key, value, ttl)
+
+
+class SwapsForEver(MemoryKeys):
+    def swap(self, key, expected, value, ttl):
+        return super().swap(key, expected, value, None)
+
+
+class FillsAtOnce(MemoryKeys):
+    def take(self, asks):
+        return super().take([ask._replace(rate=1e6 * ask.rate) for ask in asks])
+
+
+class FillsBeyondItsBurst(MemoryKeys):
+    def take(self, asks):
+        return super().take([ask._replace(burst=ask.burst + 1) for ask in asks])
+
+
+class PromisesOneTurnToAll(MemoryKeys):
+    def take(self, asks):
+        turns = super().take([ask._replace(wanted=0) for ask in asks])
+        plain = super().take([ask for ask in asks if not ask.ahead])
+        return [
+            taken._replace(number=ask.wanted) if ask.ahead else plain.pop(0)
+            for ask, taken in zip(asks, turns, strict=True)
+        ]
+
+
+class TakesWithoutALock(MemoryKeys):
+    def _change(self, steps):
+        for key, step in steps:
+            value, ttl = step(self.get(key), self.time())
+            time.sleep(0.0001)
+            if value is not None:
+                self.set(key, value, ttl)
+
+
+class PlacesNeverEnd(MemoryKeys):
+    def hold(self, claims, ttl):
+        return super().hold(claims, 10 * ttl)
+
+
+class AnybodyFrees(MemoryKeys):
+    def hold(self, claims, ttl):
+        for claim in claims:
+            runs = {place.id: place.run for place in self.places(claim.name)}
+            freed = tuple(each._replace(run=runs.get(each.id, "")) for each in claim.freed)
+            super().hold([claim._replace(wanted=(), renewed=(), freed=freed)], ttl)
+        return super().hold(claims, ttl)
+
+
+class RefusesTheSameId(MemoryKeys):
+    def hold(self, claims, ttl):
+        kept = []
+        for claim in claims:
+            runs = {place.id: place.run for place in self.places(claim.name)}
+            wanted = tuple(each for each in claim.wanted if each.id not in runs)
+            kept.append(claim._replace(wanted=wanted))
+        return super().hold(kept, ttl)
+
+
 BUGS: dict[type[MemoryKeys], str] = {
     SetsWhatIsThere: "test_a_key_is_set_if_absent",
     ProlongsWhatIsThere: "test_a_key_is_set_if_absent",
@@ -218,6 +291,16 @@ BUGS: dict[type[MemoryKeys], str] = {
     CountersNeverEnd: "test_a_counter_ends_when_its_window_does",
     CountsTextAsNothing: "test_only_numbers_are_counted",
     CountsRound: "test_a_counter_has_64_bits",
+    SwapsAnything: "test_what_is_expected_is_swapped",
+    LooksBeforeItSwaps: "test_of_many_who_swap_none_overwrites_another",
+    SwapsForEver: "test_a_key_that_has_ended_is_no_key",
+    FillsAtOnce: "test_a_bucket_fills_up_to_its_burst",
+    FillsBeyondItsBurst: "test_a_bucket_is_full_at_first",
+    PromisesOneTurnToAll: "test_what_lies_ahead_is_promised_in_turn",
+    TakesWithoutALock: "test_of_many_who_take_each_gets_another_token",
+    PlacesNeverEnd: "test_a_place_ends_with_its_lease",
+    AnybodyFrees: "test_an_id_keeps_its_place_for_another_run",
+    RefusesTheSameId: "test_an_id_keeps_its_place_for_another_run",
     GivesAHeldLock: "test_one_holds_a_lock",
     RefusesItsHolder: "test_who_holds_a_lock_and_asks_again_is_told_so",
     AnybodyReleases: "test_only_its_holder_releases_and_renews",

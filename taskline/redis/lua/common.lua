@@ -9,6 +9,8 @@
 --   y  zset   dead ids by burial       y:<queue>  the same of one queue
 --   o:<id>  string  outcome            v, u, k:<key>  revocations, their cursor, counted sets
 --   l:<name>  hash  lock (see lock.lua)         g:<key>  hash  v value, t token of the call that set it
+--   t:<name>  string  token bucket (see bucket_take.lua)
+--   p:<name>  zset  places of a semaphore: ids, by end ms      i:<name>  hash  id -> its run
 local P = KEYS[1]
 local call = redis.call
 local SOME = 1000

@@ -1,0 +1,126 @@
+"""Token buckets and semaphores: what they are asked, and how they answer.
+
+The bucket is the generic cell rate algorithm (ITU-T I.371) read as a leaky bucket:
+its whole state is one time, at which it was or will be empty of debt, so that a
+bucket of which nothing is known is a full one. A semaphore is a set of places,
+each under a lease of its own; what dies leaves no count behind.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any, NamedTuple
+
+import msgspec
+
+AHEAD = 1e9
+"""Seconds: what lies further ahead is as far as any."""
+_ROUNDING = 1e-6
+"""Tokens by which a sum of parts may fall short of the whole."""
+
+State = tuple[bytes | None, float | None]
+"""What a key is to hold, and for how many seconds; nothing to hold is no key."""
+
+
+class Ask(NamedTuple):
+    """A wish for tokens of a bucket that fills with `rate` a second up to `burst`.
+
+    `wanted` is how many; fewer than none gives some back. Those that will be there
+    within `ahead` seconds may be taken too: their turns are then promised.
+    """
+
+    bucket: str
+    rate: float
+    burst: float
+    wanted: int
+    ahead: float = 0.0
+
+
+class Taken(NamedTuple):
+    """How many tokens were taken, and how many are left: below zero for what is promised."""
+
+    number: int
+    left: float
+
+
+class Holder(NamedTuple):
+    """Who wants a place: an id, which has one place, and the run of it that holds it."""
+
+    id: str
+    run: str
+
+
+class Claim(NamedTuple):
+    """A wish for places of a semaphore of `limit` places.
+
+    `wanted` get places in this order while there are any, after those of `freed` were
+    given up. An id that has a place keeps it, whatever the limit: its lease begins
+    anew, and its run is from then on the one that renews and frees it. Those of
+    `renewed` hold on to the places that are still theirs.
+    """
+
+    name: str
+    limit: int
+    wanted: tuple[Holder, ...] = ()
+    freed: tuple[Holder, ...] = ()
+    renewed: tuple[Holder, ...] = ()
+
+
+class Place(NamedTuple):
+    """A place of a semaphore: who holds it, and for how many seconds more."""
+
+    id: str
+    run: str
+    left: float
+
+
+def take(state: bytes | None, now: float, ask: Ask) -> tuple[Taken, State]:
+    """The answer of a bucket at `now`, seconds, and its next state."""
+    full = now - ask.burst / ask.rate
+    empty = full if state is None else max(struct.unpack(">d", state)[0], full)
+    left = (now - empty) * ask.rate
+    there = math.floor(left + min(ask.ahead, AHEAD) * ask.rate + _ROUNDING)
+    number = min(ask.wanted, max(there, 0))
+    empty = max(empty + number / ask.rate, full)
+    lasts = empty - full
+    held = struct.pack(">d", empty) if lasts > 0 else None
+    return Taken(number, (now - empty) * ask.rate), (held, lasts)
+
+
+def hold(state: bytes | None, now: float, wish: tuple[Claim, float]) -> tuple[list[str], State]:
+    """Who of those that want or renew a place have one at `now`, and the next state.
+
+    The wish is a claim, and the seconds for which places are then held.
+    """
+    claim, ttl = wish
+    places = _alive(state, now)
+    for holder in claim.freed:
+        if places.get(holder.id, ("", 0.0))[0] == holder.run:
+            del places[holder.id]
+    held = []
+    for holder in claim.renewed:
+        if places.get(holder.id, ("", 0.0))[0] == holder.run:
+            places[holder.id] = (holder.run, now + ttl)
+            held.append(holder.id)
+    for holder in claim.wanted:
+        if holder.id in places or len(places) < claim.limit:
+            places[holder.id] = (holder.run, now + ttl)
+            held.append(holder.id)
+    if not places:
+        return held, (None, None)
+    lasts = max(end for _, end in places.values()) - now
+    return held, (msgspec.msgpack.encode(places), lasts)
+
+
+def places(state: bytes | None, now: float) -> list[Place]:
+    """Who holds a place at `now`; who has it for longest comes last."""
+    found = [Place(key, run, end - now) for key, (run, end) in _alive(state, now).items()]
+    return sorted(found, key=lambda place: place.left)
+
+
+def _alive(state: bytes | None, now: float) -> dict[str, tuple[str, float]]:
+    if state is None:
+        return {}
+    found: dict[str, Any] = msgspec.msgpack.decode(state)
+    return {key: (run, end) for key, (run, end) in found.items() if end > now}

@@ -28,6 +28,10 @@ log = logging.getLogger("taskline.kafka")
 
 MESSAGE_BYTES = 8 * 1024 * 1024
 """The largest message that our producers send and our topics take."""
+IN_FLIGHT = "max.in.flight.requests.per.connection"
+"""Requests under way to one broker. With more than one, a broker that has just become the leader
+of a new partition may refuse the first and take the second (KAFKA-15591, mended in 2026); from
+that librdkafka concludes that both are stored (its issue 2501), and one is lost."""
 VERSION = f"librdkafka {libversion()[0]}"
 
 
@@ -95,16 +99,17 @@ def asking(location: Location, what: str) -> Iterator[None]:
 
 
 def new_producer(location: Location, **more: Any) -> Producer:
-    """An idempotent producer with acks=all; raises `ConfigurationError` for a wrong setting."""
+    """An idempotent producer with acks=all; raises `ConfigurationError` for a wrong setting.
+
+    The user may let it have more requests under way, not within transactions, where nobody would
+    see that a record is missing.
+    """
     settings = {
         **_QUIET,
         **_RECONNECT,
         "enable.idempotence": True,
         "acks": "all",
-        # A broker takes any sequence number from a producer that it does not know. Of two requests
-        # under way to a new partition it may refuse the first (it is not its leader yet) and take
-        # the second; the first, sent again, is a duplicate to it, acknowledged and not stored.
-        "max.in.flight.requests.per.connection": 1,
+        IN_FLIGHT: 1,
         "linger.ms": 0.5,
         # Each message without a key finds its own partition, or few of them would get no worker.
         "sticky.partitioning.linger.ms": 0,
@@ -115,6 +120,9 @@ def new_producer(location: Location, **more: Any) -> Producer:
         **location.producer,
         **more,
     }
+    if "transactional.id" in more:
+        settings.pop("max.in.flight", None)
+        settings[IN_FLIGHT] = 1
     with _configuring():
         return Producer(settings)
 

@@ -173,6 +173,11 @@ def _location(values: dict[str, Any], about: str) -> Location:
         for name, why in _OWN.items():
             if name in own:
                 raise ConfigurationError(f"{about}: {name} is not yours to set: {why}")
+        for name in ("acks", "request.required.acks"):
+            if side == "producer" and str(own.get(name)) == "0":
+                raise ConfigurationError(
+                    f"{about}: {name}=0 would lose messages: leave it, and the broker acknowledges"
+                )
         if not settings[side]["bootstrap.servers"]:
             raise ConfigurationError(
                 f"{about} names no broker: write kafka://host1,host2 or set KAFKA_BROKERS"

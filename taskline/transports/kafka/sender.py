@@ -45,20 +45,30 @@ class Outgoing:
 class _Pending:
     """The records of one call that the broker has not answered for."""
 
-    __slots__ = ("count", "done", "error")
+    __slots__ = ("count", "done", "error", "unplaced")
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.error: KafkaError | None = None
+        self.unplaced = 0
+        """Said to be stored, but not where: see `send`."""
         self.done = threading.Event()
 
     def delivered(self, error: KafkaError | None, record: Record) -> None:
         """One was answered for. Called by the collecting thread only."""
         if error is not None:
             self.error = error
+        elif not _placed(record):
+            self.unplaced += 1
         self.count -= 1
         if not self.count:
             self.done.set()
+
+
+def _placed(record: Record) -> bool:
+    """Whether the broker said where it has put a record."""
+    offset = record.offset()
+    return offset is not None and offset >= 0
 
 
 class Sender:
@@ -77,7 +87,11 @@ class Sender:
         self._thread.start()
 
     def send(self, records: Sequence[Outgoing]) -> None:
-        """Write all; returns when the broker has acknowledged each. Raises `TransportError`."""
+        """Write all; returns when the broker has acknowledged each. Raises `TransportError`.
+
+        Of a record that the broker refused librdkafka says that it is stored, without an offset,
+        once a later one of its partition is: that counts as an error (see `new_producer`).
+        """
         pending = _Pending(len(records))
         produce, delivered = self._producer.produce, pending.delivered
         written = 0
@@ -106,6 +120,12 @@ class Sender:
             )
         if pending.error is not None:
             raise translate(self._location, pending.error, "take a message")
+        if pending.unplaced:
+            raise TransportError(
+                f"Kafka at {self._location.brokers} has taken messages in the wrong order, and "
+                f"{pending.unplaced} of {len(records)} perhaps not at all: send them again, and "
+                "leave max.in.flight.requests.per.connection at 1"
+            )
 
     def _collect(self) -> None:
         while not self._closing.is_set():

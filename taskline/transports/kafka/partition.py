@@ -1,6 +1,6 @@
 """One partition in the hands of one worker: what is ready, held, finished, and what to commit.
 
-Pure bookkeeping without input or output: its owner, `member`, calls it under its lock.
+Pure bookkeeping without input or output: its owner, `assignment`, guards it.
 """
 
 from __future__ import annotations

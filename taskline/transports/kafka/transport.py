@@ -1,9 +1,9 @@
 """The transport: queues are topics, workers a consumer group, a lease is membership of it.
 
 `docs/transports/kafka.md` tells how it is laid out and what a log cannot do. The parts:
-`sender` writes; `member` receives and settles, with `partition` for the bookkeeping;
-`delays` moves on what waits; `dead` keeps the dead letters; `eviction` hands back what a
-dead process held.
+`sender` writes; `member` receives, and `receipts` settles, with `assignment` and `partition`
+for the bookkeeping; `delays` moves on what waits; `dead` keeps the dead letters; `eviction`
+hands back what a dead process held.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class KafkaTransport(Transport):
             if not queue.startswith("^"):
                 self._topic(queue)
         member = self._member
-        if member is None or member.over:
+        if member is None or member.assignment.over:
             member = self._join(lease, consumer)
         return member.receive(queues, limit, lease, wait, consumer)
 
@@ -148,14 +148,14 @@ class KafkaTransport(Transport):
         self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
     ) -> list[Delivery]:
         member = self._member
-        return list(deliveries) if member is None else member.ack(deliveries)
+        return list(deliveries) if member is None else member.receipts.ack(deliveries)
 
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> list[Delivery]:
         member = self._member
         if member is None:
             return list(deliveries)
         if delay <= 0:
-            return member.give_back(deliveries)
+            return member.receipts.give_back(deliveries)
         if deliveries:
             need_delays(self._cluster)
         now = self.clock.time()
@@ -169,7 +169,7 @@ class KafkaTransport(Transport):
             topic = delivery.receipt.topic
             return delayed(self.location, topic, delivery.frame, headers, None, now + delay, now)
 
-        return member.move(deliveries, wait)
+        return member.receipts.move(deliveries, wait)
 
     def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
         member = self._member
@@ -178,11 +178,11 @@ class KafkaTransport(Transport):
         records = {
             id(delivery): self._record(message, delivery.deliveries) for delivery, message in pairs
         }
-        return member.move([each for each, _ in pairs], lambda each: records[id(each)])
+        return member.receipts.move([each for each, _ in pairs], lambda each: records[id(each)])
 
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
         member = self._member
-        return list(deliveries) if member is None else member.extend(deliveries, lease)
+        return list(deliveries) if member is None else member.receipts.extend(deliveries, lease)
 
     def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
         member = self._member
@@ -192,18 +192,18 @@ class KafkaTransport(Transport):
             self._dead.need()
         record = self._dead.record
         records = {id(delivery): record(delivery, letter) for delivery, letter in burials}
-        return member.move([each for each, _ in burials], lambda each: records[id(each)])
+        return member.receipts.move([each for each, _ in burials], lambda each: records[id(each)])
 
     def recover(self, consumer: str, started: Collection[str]) -> int:
         member = self._member
-        own = 0 if member is None else member.recover(consumer, set(started))
+        own = 0 if member is None else member.assignment.recover(consumer, set(started))
         return own + evict(
             self.location,
             self._cluster,
             self.clock,
             consumer,
             set(started),
-            but="" if member is None else member.instance,
+            but="" if member is None else member.assignment.instance,
         )
 
     # ---- looking
@@ -253,8 +253,8 @@ class KafkaTransport(Transport):
         member = self._member
         held = 0
         if member is not None:
-            held = member.held_of(queue)
-            member.forget_ready(queue)
+            held = member.assignment.held_of(queue)
+            member.assignment.forget_ready(queue)
         ends = self._cluster.ends([topic])
         self._cluster.delete_before({place: after for place, (_, after) in ends.items()})
         return max(0, (stats.ready or 0) - held)
@@ -303,7 +303,7 @@ class KafkaTransport(Transport):
         self._trim_at = now + TRIM_EVERY
         done = {
             place: offset
-            for place, offset in member.done().items()
+            for place, offset in member.assignment.done().items()
             if offset > self._trimmed.get(place, 0)
         }
         try:

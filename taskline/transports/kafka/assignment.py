@@ -1,0 +1,214 @@
+"""The partitions that one member has: what can be handed over, what is held, what to commit.
+
+Bookkeeping without input or output. `changed` guards all of it, and is notified of what
+others wait for; methods that say "locked" want the caller to hold it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import NamedTuple
+
+from confluent_kafka import TopicPartition
+
+from taskline.kafka.marks import METADATA_BYTES, Marks, encode
+from taskline.message import Delivery
+from taskline.transports.kafka.partition import Partition, Receipt
+
+
+class Written(NamedTuple):
+    """What a commit says of one partition."""
+
+    partition: Partition
+    marks: Marks
+    told: int
+    """Below it, all that is finished is said to be."""
+    sure: list[int]
+    """What the broker knows as finished once the commit has succeeded."""
+    place: TopicPartition
+
+
+class Assignment:
+    """See the module. `instance` names the member."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self.changed = threading.Condition()
+        self.partitions: dict[tuple[str, int], Partition] = {}
+        self.order: list[Partition] = []
+        """The same; the next to be served is the first."""
+        self.settling = False
+        """Receipts are being taken: no partition is given up before that is over."""
+        self.over = False
+        """The membership has ended, and all that was held is lost."""
+        self._serials = count(1)
+
+    # ---- what comes and goes
+
+    def add(self, partitions: Iterable[Partition]) -> None:
+        """These are ours from now on."""
+        with self.changed:
+            for each in partitions:
+                self.partitions[each.topic, each.number] = each
+            self._reorder()
+
+    def remove(self, partitions: Iterable[Partition]) -> None:
+        """Locked: these are ours no more."""
+        for each in partitions:
+            del self.partitions[each.topic, each.number]
+        self._reorder()
+
+    def end(self) -> None:
+        """The membership is over."""
+        with self.changed:
+            self.over = True
+            self.partitions.clear()
+            self._reorder()
+
+    def _reorder(self) -> None:
+        self.order = list(self.partitions.values())
+        self.changed.notify_all()
+
+    def has(self, partition: Partition) -> bool:
+        """Locked: whether it is still ours."""
+        return self.partitions.get((partition.topic, partition.number)) is partition
+
+    # ---- handing over
+
+    def take(
+        self, queues: Sequence[str], limit: int, until: float, consumer: str
+    ) -> tuple[list[Delivery], list[Partition]]:
+        """Locked: what can be handed over, under leases that end at `until`.
+
+        If nothing can, the partitions where a commit must come first.
+        """
+        taken: list[Delivery] = []
+        blocked: list[Partition] = []
+        for queue in queues:
+            pattern = re.compile(queue) if queue.startswith("^") else None
+            some = True
+            while some and len(taken) < limit:
+                some = False
+                for partition in self.order:
+                    if len(taken) >= limit:
+                        break
+                    if partition.queue != queue and not (
+                        pattern is not None and pattern.match(partition.queue)
+                    ):
+                        continue
+                    more = partition.take(
+                        limit - len(taken), until, consumer, self._serials, self.instance
+                    )
+                    taken += more
+                    some = some or bool(more)
+                    if not more and partition.ready(beyond_reach=True):
+                        blocked.append(partition)
+            if not taken and blocked:
+                break  # so that queues are served in their order
+        if taken and len(self.order) > 1:
+            self.order.append(self.order.pop(0))
+        return taken, blocked
+
+    def expire(self, now: float) -> int:
+        """Locked: take back what nobody renewed in time; returns how many."""
+        expired = sum(each.expire(now) for each in self.order)
+        if expired:
+            self.changed.notify_all()
+        return expired
+
+    def recover(self, consumer: str, started: Collection[str]) -> int:
+        """Take back what was handed over in the name of `consumer`; returns how many."""
+        recovered = 0
+        with self.changed:
+            for partition in self.order:
+                mine = [each for each in partition.held.values() if each.consumer == consumer]
+                for held in mine:
+                    partition.give_back(held.entry.offset, lost=int(held.entry.id in started))
+                recovered += len(mine)
+            self.changed.notify_all()
+        return recovered
+
+    def held_of(self, queue: str) -> int:
+        """How many messages of a queue are in somebody's hands here."""
+        with self.changed:
+            return sum(len(each.held) for each in self.order if each.queue == queue)
+
+    def holds_any(self) -> bool:
+        """Locked: whether anything is in somebody's hands."""
+        return any(each.held for each in self.order)
+
+    def forget_ready(self, queue: str) -> None:
+        """The queue was purged: finish what nobody holds."""
+        with self.changed:
+            for each in self.order:
+                if each.queue == queue:
+                    each.forget_ready()
+
+    # ---- receipts
+
+    @contextmanager
+    def settle(self) -> Iterator[None]:
+        """Receipts are being taken."""
+        with self.changed:
+            self.settling = True
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.settling = False
+                self.changed.notify_all()
+
+    def of(self, delivery: Delivery) -> Partition:
+        """Locked: the partition of a delivery that is held."""
+        receipt: Receipt = delivery.receipt
+        return self.partitions[receipt.topic, receipt.partition]
+
+    def of_all(self, deliveries: Iterable[Delivery]) -> list[Partition]:
+        """Locked: the partitions of deliveries that are held, each once."""
+        return list({id(found): found for found in map(self.of, deliveries)}.values())
+
+    def split(self, deliveries: Iterable[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
+        """Locked: those that are held, and those that are not."""
+        mine: list[Delivery] = []
+        lost: list[Delivery] = []
+        for each in deliveries:
+            receipt = each.receipt
+            partition = (
+                self.partitions.get((receipt.topic, receipt.partition))
+                if isinstance(receipt, Receipt) and receipt.member == self.instance
+                else None
+            )
+            if partition is None or partition.holds(receipt) is None:
+                lost.append(each)
+            else:
+                mine.append(each)
+        return mine, lost
+
+    # ---- committing
+
+    def written(self, partitions: Iterable[Partition], *, closing: bool = False) -> list[Written]:
+        """Locked: what to commit. `closing`: nothing of these is handed over after that."""
+        found = []
+        for each in partitions:
+            if each.in_doubt and not closing:
+                continue
+            marks = each.marks(closing=closing)
+            text, told = encode(marks, METADATA_BYTES)
+            place = TopicPartition(each.topic, each.number, marks.offset, metadata=text)
+            found.append(Written(each, marks, told, list(each.unsure), place))
+        return found
+
+    def committed(self, written: Iterable[Written]) -> None:
+        """The commit has succeeded."""
+        with self.changed:
+            for each in written:
+                each.partition.committed(each.marks, each.told, each.sure)
+
+    def done(self) -> dict[tuple[str, int], int]:
+        """The first unfinished offset of each partition that was committed."""
+        with self.changed:
+            return {place: each.sure for place, each in self.partitions.items() if each.sure > 0}

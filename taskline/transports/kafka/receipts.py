@@ -1,0 +1,280 @@
+"""Taking receipts: commits and transactions that tell the broker what is finished.
+
+All of it is called by the worker's I/O thread. The consumer is used by the member's
+thread alone, which is asked through `Calls`.
+
+A member that was put out of its group is refused by the broker. After a refusal that may
+come from a rebalance, it is waited what becomes of the partitions, and tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from taskline.clock import Clock
+from taskline.errors import TransportError
+from taskline.kafka.client import FENCED, asking, code_of, new_producer, translate
+from taskline.kafka.location import Location
+from taskline.message import Delivery
+from taskline.transports.kafka.assignment import Assignment
+from taskline.transports.kafka.partition import Partition
+from taskline.transports.kafka.sender import Outgoing, write
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Producer
+
+log = logging.getLogger("taskline.kafka")
+
+T = TypeVar("T")
+
+VERDICT = 0.05
+"""Seconds between two looks at what became of a partition."""
+
+
+class _Call:
+    """Something that the I/O thread wants from the consumer."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work: Callable[[], Any] | None = work
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        work, self.work = self.work, None
+        try:
+            if work is not None:
+                self.result = work()
+        except BaseException as error:
+            self.error = error
+        self.done.set()
+
+
+class Calls:
+    """What the member's thread is to do between two polls."""
+
+    def __init__(self, location: Location, changed: threading.Condition) -> None:
+        self._location = location
+        self._changed = changed
+        self._waiting: deque[_Call] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def ask(self, work: Callable[[], T]) -> T:
+        """Have the member's thread do something with the consumer, and wait for it."""
+        call = _Call(work)
+        self._waiting.append(call)
+        with self._changed:
+            self._changed.notify_all()
+        if not call.done.wait(2 * self._location.timeout):
+            call.work = None  # not begun: never
+            raise TransportError(
+                f"Kafka at {self._location.brokers} has not answered within "
+                f"{2 * self._location.timeout:g} s"
+            )
+        if call.error is not None:
+            raise call.error
+        return cast("T", call.result)
+
+    def answer(self) -> bool:
+        """In the member's thread: do what waits; returns whether there was any."""
+        some = bool(self._waiting)
+        while self._waiting:
+            self._waiting.popleft().run()
+        return some
+
+
+def write_down(consumer: Consumer, places: list[TopicPartition]) -> None:
+    """Commit, in the member's thread."""
+    for each in consumer.commit(offsets=places, asynchronous=False) or ():
+        if each.error is not None:
+            raise KafkaException(each.error)
+
+
+class Receipts:
+    """See the module."""
+
+    def __init__(
+        self,
+        location: Location,
+        clock: Clock,
+        consumer: Consumer,
+        assignment: Assignment,
+        calls: Calls,
+    ) -> None:
+        self._location = location
+        self._clock = clock
+        self._consumer = consumer
+        self._assignment = assignment
+        self._changed = assignment.changed
+        self._calls = calls
+        self._producer: Producer | None = None
+
+    def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Done; returns those that were lost. A call that raised may be repeated."""
+        assignment = self._assignment
+        with assignment.settle():
+            with self._changed:
+                mine, lost = assignment.split(deliveries)
+                for each in mine:
+                    assignment.of(each).finish(each.receipt.offset)
+                touched = assignment.of_all(mine)
+            gone = self.commit(touched) if touched else ()
+        if gone:
+            lost += [each for each in mine if (each.receipt.topic, each.receipt.partition) in gone]
+        return lost
+
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
+        """Renew; asks the broker whether this is still a member of the group."""
+        self._verify(deliveries)
+        until = self._clock.monotonic() + lease
+        with self._changed:
+            mine, lost = self._assignment.split(deliveries)
+            for each in mine:
+                held = self._assignment.of(each).held.get(each.receipt.offset)
+                if held is not None:
+                    held.until = until
+        return lost
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Ready again, here; asks the broker whether this is still a member of the group."""
+        self._verify(deliveries)
+        with self._changed:
+            mine, lost = self._assignment.split(deliveries)
+            touched = self._assignment.of_all(mine)
+            for each in mine:
+                self._assignment.of(each).give_back(each.receipt.offset)
+            self._changed.notify_all()
+        self.commit(touched)  # their deliveries, which must not be counted twice after a crash
+        return lost
+
+    def move(
+        self, deliveries: Sequence[Delivery], make: Callable[[Delivery], Outgoing]
+    ) -> list[Delivery]:
+        """In one transaction: finish these messages and write one record for each."""
+        with self._assignment.settle():
+            with self._changed:
+                mine, lost = self._assignment.split(deliveries)
+            return lost + self._transact(mine, make) if mine else lost
+
+    def _verify(self, deliveries: Sequence[Delivery]) -> None:
+        """Commit as things are: who was put out of the group, paused say, learns of it."""
+        touched = self._touched(deliveries)
+        if touched:
+            with self._assignment.settle():
+                self.commit(touched)
+
+    def _touched(self, deliveries: Sequence[Delivery]) -> list[Partition]:
+        """The partitions of those that are held."""
+        with self._changed:
+            return self._assignment.of_all(self._assignment.split(deliveries)[0])
+
+    def commit(self, partitions: Sequence[Partition]) -> set[tuple[str, int]]:
+        """Tell the broker the state of these partitions; returns those that are ours no more."""
+        end = self._clock.monotonic() + self._location.timeout
+        while True:
+            with self._changed:
+                there = [each for each in partitions if self._assignment.has(each)]
+                written = self._assignment.written(there)
+            if written:
+                places = [each.place for each in written]
+                try:
+                    self._calls.ask(partial(write_down, self._consumer, places))
+                except KafkaException as error:
+                    self._wait_for_verdict(error, end)
+                    continue
+                self._assignment.committed(written)
+            return {(p.topic, p.number) for p in partitions if p not in there}
+
+    def _wait_for_verdict(self, error: KafkaException, end: float) -> None:
+        """After a refusal that may be due to a rebalance: wait what becomes of the partitions.
+
+        Raises the error, as ours, when it is another, or when nothing happens in time.
+        """
+        code = code_of(error)
+        # Of a fatal one the member's thread learns too, and ends the membership.
+        wait = code in FENCED or code == KafkaError._FATAL
+        with self._changed:
+            if self._assignment.over:
+                return
+            if wait and self._clock.monotonic() < end:
+                self._changed.wait(self._clock.bound(VERDICT))
+                return
+        raise translate(self._location, error, "take receipts") from None
+
+    # ---- transactions
+
+    def _transact(
+        self, deliveries: list[Delivery], make: Callable[[Delivery], Outgoing]
+    ) -> list[Delivery]:
+        end = self._clock.monotonic() + self._location.timeout
+        assignment = self._assignment
+        lost: list[Delivery] = []
+        while True:
+            # In this order, because who takes our place ends our producer's transactions first:
+            # either this commit is refused, or the transaction is.
+            self._ready_producer()
+            self.commit(self._touched(deliveries))
+            with self._changed:
+                mine, gone = assignment.split(deliveries)
+                for each in mine:
+                    assignment.of(each).finish(each.receipt.offset)
+                written = assignment.written(assignment.of_all(mine))
+            lost, deliveries = lost + gone, mine
+            if not mine:
+                return lost
+            try:
+                self._run([make(each) for each in mine], [each.place for each in written])
+            except KafkaException as error:
+                with self._changed:
+                    for each in assignment.split(mine)[0]:
+                        assignment.of(each).unfinish(each.receipt.offset)
+                self._wait_for_verdict(error, end)
+                continue
+            assignment.committed(written)
+            return lost
+
+    def _run(self, records: list[Outgoing], places: list[TopicPartition]) -> None:
+        timeout, producer = self._location.timeout, self._ready_producer()
+        try:
+            producer.begin_transaction()
+            write(producer, records)
+            group = self._calls.ask(self._consumer.consumer_group_metadata)
+            producer.send_offsets_to_transaction(places, group, timeout)
+            producer.commit_transaction(timeout)
+        except KafkaException as error:
+            self._abort(producer, error)
+            raise
+
+    def _ready_producer(self) -> Producer:
+        """The producer of our transactions."""
+        if self._producer is None:
+            with asking(self._location, "begin transactions"):
+                producer = new_producer(
+                    self._location,
+                    **{
+                        "transactional.id": self._assignment.instance,
+                        "transaction.timeout.ms": 10_000,
+                    },
+                )
+                producer.init_transactions(self._location.timeout)
+            self._producer = producer
+        return self._producer
+
+    def _abort(self, producer: Producer, error: KafkaException) -> None:
+        found = error.args[0]
+        try:
+            if not found.fatal():
+                producer.abort_transaction(self._location.timeout)
+                return
+        except KafkaException as worse:
+            log.debug("a transaction could not be aborted: %s", worse)
+        self._producer = None  # the next one's init_transactions ends what this one left

@@ -16,7 +16,7 @@ from taskline import Taskline, step
 from taskline.worker import Supervisor, WorkerOptions
 
 BROKER, BACKEND, NOTES = sys.argv[1:4]
-app = Taskline("kill", broker=BROKER, backend=BACKEND, lease=1.0)
+app = Taskline("kill", broker=BROKER, backend=BACKEND, lease=3.0)
 
 def note(word):
     with open(NOTES, "a") as notes:

@@ -126,7 +126,6 @@ class Everywhere:
                     first.clock.sleep(0.02)
             assert set(sent.values()) == {1}
 
-    @pytest.mark.serial
     def test_a_durable_task_goes_on(self, place: Place, tmp_path: Path) -> None:
         kill_between_steps(place.broker, tmp_path, 3, backend=place.backend)
 

@@ -23,7 +23,6 @@ from integration.servers.kafka import KafkaServer
 from taskline import Taskline
 from taskline.result import AsyncResult
 
-pytestmark = pytest.mark.serial
 long = pytest.mark.skipif(
     not os.environ.get("TASKLINE_TEST_KAFKA_ALL"), reason="minutes: set TASKLINE_TEST_KAFKA_ALL=1"
 )

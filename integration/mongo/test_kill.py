@@ -44,7 +44,6 @@ def lines(notes: Path) -> int:
     return len(notes.read_text().splitlines()) if notes.exists() else 0
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("kept", ["sqlite", "mongodb"])
 def test_no_task_is_lost_when_all_workers_are_killed(
     mongo_url: str, tmp_path: Path, kept: str
@@ -75,7 +74,6 @@ def test_no_task_is_lost_when_all_workers_are_killed(
         caller.close()
 
 
-@pytest.mark.serial
 def test_no_task_and_no_result_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     with MongoServer(durable=True) as server:

@@ -85,7 +85,6 @@ def shop(server: PostgreSQLServer, tmp_path: Path, installed: str) -> Iterator[S
         yield shop
 
 
-@pytest.mark.serial
 def test_no_task_is_lost_when_all_workers_are_killed(shop: Shop) -> None:
     results = [shop.caller.send_task(note.name, (number,)) for number in range(TASKS)]
     first = shop.start_worker()
@@ -104,7 +103,6 @@ def test_no_task_is_lost_when_all_workers_are_killed(shop: Shop) -> None:
         assert second.wait(30) == 0
 
 
-@pytest.mark.serial
 def test_no_task_is_lost_when_the_server_is_killed(shop: Shop, server: PostgreSQLServer) -> None:
     """Twice: while senders send, and while workers work; the workers find it again."""
     accepted = {}

@@ -101,7 +101,6 @@ def etl(
         yield etl
 
 
-@pytest.mark.serial
 def test_nothing_is_lost_between_the_brokers_when_workers_are_killed(etl: Etl) -> None:
     for number in range(EVENTS):
         etl.caller.send_task("etl.count", (number,), queue="events")
@@ -121,7 +120,6 @@ def test_nothing_is_lost_between_the_brokers_when_workers_are_killed(etl: Etl) -
         assert second.wait(60) == 0
 
 
-@pytest.mark.serial
 def test_one_broker_that_is_down_does_not_stop_the_other(etl: Etl, redis: RedisServer) -> None:
     worker = etl.start_worker()
     try:

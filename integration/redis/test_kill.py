@@ -46,7 +46,6 @@ def lines(notes: Path) -> int:
     return len(notes.read_text().splitlines()) if notes.exists() else 0
 
 
-@pytest.mark.serial
 def test_no_task_is_lost_when_all_workers_are_killed(server: RedisServer, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     caller = Taskline("caller", broker=server.url, backend=server.url)

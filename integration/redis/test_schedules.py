@@ -72,7 +72,6 @@ def start_worker(url: str, notes: Path) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.serial
 def test_each_slot_is_sent_once_though_workers_are_killed(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -98,7 +97,7 @@ def test_each_slot_is_sent_once_though_workers_are_killed(
             dead = workers.pop(0)
             os.killpg(dead.pid, signal.SIGKILL)
             dead.wait()
-            await_more(5)
+            await_more(3)
         workers[0].terminate()
         assert workers[0].wait(30) == 0
     finally:

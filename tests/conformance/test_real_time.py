@@ -15,7 +15,6 @@ from taskline.transports import memory as transports
 from taskline.transports.memory import MemoryTransport
 
 
-@pytest.mark.serial
 class TestMemoryTransport(
     sending.Delay,
     receiving.Receiving,
@@ -44,7 +43,6 @@ class TestMemoryTransport(
         transports.forget(name)
 
 
-@pytest.mark.serial
 class TestMemoryBackend(BackendConformance):
     manual_clock = False
     short = 0.5

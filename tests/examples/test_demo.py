@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo" / "run.py"
 
 
-@pytest.mark.serial
 def test_a_killed_process_costs_nothing() -> None:
     run = subprocess.run([sys.executable, DEMO], capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stdout + run.stderr

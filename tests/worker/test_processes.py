@@ -315,7 +315,6 @@ def test_a_coroutine_that_blocks_its_loop_is_given_up(stage: Stage) -> None:
 # ---- paused, fenced, shared
 
 
-@pytest.mark.serial
 def test_a_group_paused_beyond_its_lease_is_fenced(stage: Stage) -> None:
     paused = stage.start(lease=1.0)
     held = stage.call("hold", "a")

@@ -18,6 +18,10 @@ MARK = b'{"amqp":'
 """Every wrapped message begins so, and no frame of Taskline's."""
 
 
+ADDRESS = "address"
+"""A property: the queue, by its name at the broker, to which a reply goes, if it is there."""
+
+
 class Envelope(msgspec.Struct):
     """What a message has beside its body."""
 

@@ -200,7 +200,8 @@ class Taskline:
         self.clock = clock
         # The system's clock is asked without a call of ours: every delay() asks it.
         self.now: Callable[[], float] = time.time if type(clock) is Clock else clock.time
-        self.codec = _codec(settings)
+        self.queues = Queues(settings)
+        self.codec = _codec(settings, self.queues)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.periodics: dict[str, tuple[Schedule, Task[..., Any]]] = {}
         """The schedules that the code declares, by name, each with its task."""
@@ -210,7 +211,6 @@ class Taskline:
         self.resources = Resources()
         """What `Depends` has opened in this process."""
         self._finished: dict[str, Outcome] = {}
-        self.queues = Queues(settings)
         self._connections = Connections(settings, self.queues, clock)
         if "cloudpickle" in settings.accept:
             self.task(name=CALL, serializer="cloudpickle")(_call)
@@ -601,11 +601,16 @@ class Taskline:
         return f"<Taskline {self.name}: {len(self.tasks)} tasks>"
 
 
-def _codec(settings: config.Settings) -> Codec:
-    if settings.protocol == "celery":
+def _codec(settings: config.Settings, queues: Queues) -> Codec:
+    if queues.speaks_celery:
         from taskline.celery_messages import CeleryCodec
 
-        return CeleryCodec(settings)
+        return CeleryCodec(settings, queues)
+    if str(settings.backend).startswith("celery+"):
+        raise ConfigurationError(
+            "a celery+… backend keeps Celery's results: set protocol='celery', for the app or "
+            "for some of its queues"
+        )
     return Codec(settings)
 
 

@@ -1,8 +1,8 @@
 """Celery's messages (protocol 2) and its results, in place of Taskline's frames.
 
-`protocol="celery"` makes an app speak so: it writes messages that Celery's workers run
-and reads what Celery's clients send, and the same of results. It reads Taskline's own
-frames as well. https://docs.celeryq.dev/en/stable/internals/protocol.html
+`protocol="celery"` makes an app, or one queue of it, speak so: it writes messages that
+Celery's workers run and reads what Celery's clients send, and the same of results. It
+reads Taskline's own frames as well. https://docs.celeryq.dev/en/stable/internals/protocol.html
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from taskline.message import (
     Message,
     Outcome,
     OutcomeHeader,
+    split_outcome,
 )
+from taskline.queueing import Queues
 
 CELERY = "celery"
 """In `Header.headers`: the headers of the message as Celery wrote them."""
@@ -69,20 +71,29 @@ class _Ours(msgspec.Struct, omit_defaults=True):
 
 
 class CeleryCodec(Codec):
-    """Writes Celery's messages and results, reads those and Taskline's."""
+    """Writes Celery's messages and results for queues that have them, reads those and Taskline's.
 
-    def __init__(self, settings: Settings) -> None:
+    A message of a workflow is Taskline's on every queue: Celery has no word for what it bears.
+    """
+
+    def __init__(self, settings: Settings, queues: Queues) -> None:
         if settings.signing_key or settings.verify_keys:
             raise ConfigurationError(
                 "Celery's messages bear no signatures that Taskline knows: with"
                 " protocol='celery' leave out signing_key and verify_keys"
             )
         super().__init__(settings)
+        self._queues = queues
+
+    def _is_celerys(self, header: Header | OutcomeHeader) -> bool:
+        return self._queues.protocol(header.queue) == CELERY
 
     # Messages
 
     def encode(self, header: Header, value: Any) -> Message:
-        """Celery's message of a call; raises as `Codec.encode`."""
+        """The message of a call; raises as `Codec.encode`."""
+        if not self._is_celerys(header):
+            return super().encode(header, value)
         args, kwargs = value
         body = self._write(header, [list(args), kwargs, _NO_CALLBACKS])
         return self._message(header, body, {})
@@ -90,6 +101,10 @@ class CeleryCodec(Codec):
     def reframe(self, header: Header, body: bytes) -> Message:
         theirs = header.headers.get(CELERY)
         if not isinstance(theirs, dict):
+            if header.flow is None and header.attempt == 1 and self._is_celerys(header):
+                value = super().loads(header, body)
+                header.compression = ""
+                return self.encode(header, value)
             return super().reframe(header, body)
         own = {name: each for name, each in header.headers.items() if name != CELERY}
         return self._message(msgspec.structs.replace(header, headers=own), body, theirs, header)
@@ -211,10 +226,25 @@ class CeleryCodec(Codec):
 
     # Results
 
+    answers = True
+
+    def reply(self, header: Header, outcome: Outcome) -> Message | None:
+        """What Celery's clients wait for whose results are at `rpc://`."""
+        theirs = header.headers.get(CELERY)
+        address = theirs.get("reply_to") if isinstance(theirs, dict) else None
+        if not address or outcome.state not in FINAL_STATES or not self._is_celerys(header):
+            return None
+        properties = {"correlation_id": header.id, amqp.ADDRESS: address}
+        envelope = amqp.Envelope({}, _TYPES["json"], "utf-8", properties)
+        answer = Header(VERSION, header.id, "", header.queue, outcome.sent)
+        return Message(answer, amqp.wrap(envelope, outcome.frame))
+
     def encode_outcome(
         self, header: OutcomeHeader, value: Any, *, sent: float, ttl: float | None
     ) -> Outcome:
-        """Celery's result, with what only Taskline knows beside it. It is always JSON."""
+        """A result; Celery's has what only Taskline knows beside it, and is always JSON."""
+        if not self._is_celerys(header):
+            return super().encode_outcome(header, value, sent=sent, ttl=ttl)
         header.serializer, header.compression = "json", ""
         result = self._write(header, value)
         meta: dict[str, Any] = {
@@ -288,10 +318,12 @@ _state_decoder = msgspec.json.Decoder(_State)
 
 
 def state_of(result: bytes) -> str:
-    """The state, by Taskline's name, of a stored result of Celery's; `STARTED` for its others."""
+    """The state of a stored result, by Taskline's name; `STARTED` for others that Celery has."""
     try:
+        if not result.startswith(RESULT):
+            return split_outcome(result)[0].state
         return _FROM_CELERY.get(_state_decoder.decode(result).status, STARTED)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (SerializationError, msgspec.MsgspecError, UnicodeDecodeError):
         return FAILURE  # who opens it is told what is wrong
 
 

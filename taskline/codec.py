@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from taskline import serializers
 from taskline.config import Settings, nearest
@@ -29,6 +29,9 @@ class Codec:
     Raises `ConfigurationError` for a serializer or compression that is unknown or
     not installed, and for a serializer that may run code while no key guards it.
     """
+
+    answers: ClassVar[bool] = False
+    """Whether `reply` may have an answer."""
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.max_message_size
@@ -70,6 +73,10 @@ class Codec:
         except Exception as error:
             raise _unwritable(header, error) from error
         return Message(header, self._seal(frame))
+
+    def reply(self, header: Header, outcome: Outcome) -> Message | None:
+        """What tells a final outcome to who waits for it at a queue of its own."""
+        return None
 
     def encode_outcome(
         self, header: OutcomeHeader, value: Any, *, sent: float, ttl: float | None

@@ -13,7 +13,6 @@ from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.config import Settings
 from taskline.queueing import HOME, Queues
-from taskline.registry import Spec
 from taskline.transports import open_transport
 from taskline.transports.base import Transport
 from taskline.waiters import Waiters
@@ -80,16 +79,17 @@ class Connections:
         """A further connection to the broker, or to those of the served queues."""
         queues, clock = self._queues, self._clock
         if not queues.routed:
-            return self._open(queues.connectors[HOME])
+            return self._open(HOME)
         from taskline.transports.routed import RoutedTransport
 
-        connectors = {key: partial(self._open, spec) for key, spec in queues.connectors.items()}
+        connectors = {key: partial(self._open, key) for key in queues.connectors}
         return RoutedTransport(connectors, queues.routes, clock, served)
 
-    def _open(self, spec: Spec) -> Transport:
-        opened = open_transport(spec, clock=self._clock)
-        if self._settings.protocol != "taskline":
-            opened.speak(self._settings.protocol)
+    def _open(self, connector: str) -> Transport:
+        opened = open_transport(self._queues.connectors[connector], clock=self._clock)
+        of_celery = self._queues.of_celery(connector)
+        if of_celery is None or of_celery:
+            opened.speak("celery", of_celery)
         return opened
 
     def new_backend(self) -> Backend | None:

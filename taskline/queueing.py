@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -38,6 +38,8 @@ class QueueSettings(msgspec.Struct, kw_only=True):
     """Write messages to it as other programs do: the one argument as JSON, and nothing else."""
     dead_letters: str | None = None
     """The queue under whose name its dead letters are kept; by default its own."""
+    protocol: Literal["taskline", "celery"] | None = None
+    """What its messages and their outcomes look like; by default as the setting `protocol` says."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class Route(msgspec.Struct, frozen=True):
     task: str | None
     dead_letters: str
     plain: bool = False
+    protocol: str = "taskline"
 
 
 class Queues:
@@ -58,6 +61,7 @@ class Queues:
         self.connectors: dict[str, Spec] = {HOME: settings.broker}
         self.routes: dict[str, Route] = {}
         self._models: dict[str, Model] = {}
+        self._protocol = settings.protocol
         if not (settings.queues or settings.connectors or settings.profiles):
             return
         self.connectors.update(settings.connectors)
@@ -86,6 +90,10 @@ class Queues:
             raise ConfigurationError(
                 f"queues: {name}: plain messages are JSON: leave out its serializer and compression"
             )
+        if found.plain and (found.protocol or settings.protocol) != "taskline":
+            raise ConfigurationError(
+                f"queues: {name}: plain messages have no protocol: leave out one of the two"
+            )
         if found.plain:
             found.serializer = "json"
         self.routes[name] = Route(
@@ -95,6 +103,7 @@ class Queues:
             found.task,
             found.dead_letters or name,
             bool(found.plain),
+            found.protocol or settings.protocol,
         )
         if found.model is not None:
             self._models[name] = Model(name, found.model)
@@ -144,6 +153,29 @@ class Queues:
             or route.plain
             for queue, route in self.routes.items()
         )
+
+    def protocol(self, queue: str) -> str:
+        """What the queue's messages and their outcomes look like."""
+        route = self.routes.get(queue)
+        return self._protocol if route is None else route.protocol
+
+    @property
+    def speaks_celery(self) -> bool:
+        """Whether any queue has Celery's messages."""
+        return "celery" in {self._protocol, *(each.protocol for each in self.routes.values())}
+
+    def of_celery(self, connector: str) -> list[str] | None:
+        """The queues of a connector, as it calls them, that have Celery's messages; None for all.
+
+        Those that are not named in `queues` are the broker's.
+        """
+        if connector == HOME and self._protocol == "celery":
+            return None
+        return [
+            route.name
+            for route in self.routes.values()
+            if route.connector == connector and route.protocol == "celery"
+        ]
 
     def place(self, queue: str) -> str:
         """Where the queue is, for people: the connector, and its name there."""

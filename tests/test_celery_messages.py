@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskline import amqp, outcomes
+from taskline import Taskline, amqp, outcomes
 from taskline.celery_messages import CeleryCodec, state_of
 from taskline.codec import Codec
 from taskline.config import Settings
-from taskline.errors import MessageRefused, SerializationError
+from taskline.errors import ConfigurationError, MessageRefused, SerializationError
 from taskline.failures import rebuild_error
 from taskline.message import EXPIRED, FAILURE, REVOKED, STARTED, SUCCESS, Header
+from taskline.queueing import Queues
 
-CODEC = CeleryCodec(Settings(protocol="celery"))
+SETTINGS = Settings(protocol="celery")
+CODEC = CeleryCodec(SETTINGS, Queues(SETTINGS))
 DAY = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 
 
@@ -52,6 +54,57 @@ def theirs(**headers: Any) -> bytes:
         {**known, **headers}, content_type, "utf-8", {"correlation_id": "id-1", "queue": "mail"}
     )
     return amqp.wrap(envelope, json.dumps(body).encode())
+
+
+def test_one_queue_of_an_app_speaks_celery() -> None:
+    settings = Settings(queues={"old": {"protocol": "celery"}})
+    codec = CeleryCodec(settings, Queues(settings))
+    old, new = header(), header()
+    old.queue = "old"
+    assert codec.encode(old, [(1,), {}]).frame.startswith(amqp.MARK)
+    assert codec.encode(new, [(1,), {}]).frame == Codec(settings).encode(new, [(1,), {}]).frame
+    results = {
+        each.queue: outcomes.outcome(codec, each, SUCCESS, 3, deliveries=1) for each in (old, new)
+    }
+    assert json.loads(results["old"].frame)["status"] == SUCCESS
+    assert (
+        results["mail"].frame
+        == outcomes.outcome(Codec(settings), new, SUCCESS, 3, deliveries=1).frame
+    )
+    for each in results.values():
+        assert state_of(each.frame) == SUCCESS
+        head, body = codec.open_outcome(each.frame)
+        assert codec.loads(head, body) == 3
+
+
+def test_what_a_schedule_or_a_task_sends_to_celery_is_celerys() -> None:
+    """They write the call first, and its header when it is sent."""
+    message = CODEC.reframe(header(), b'[[1],{"b":2}]')
+    envelope, body = amqp.unwrap(message.frame)
+    assert (envelope.headers["task"], envelope.headers["id"]) == ("shop.add", "id-1")
+    assert json.loads(body)[:2] == [[1], {"b": 2}]
+
+
+def test_a_queue_may_be_tasklines_where_the_app_speaks_celery() -> None:
+    settings = Settings(protocol="celery", queues={"new": {"protocol": "taskline"}})
+    codec = CeleryCodec(settings, Queues(settings))
+    new = header()
+    new.queue = "new"
+    assert not codec.encode(new, [(1,), {}]).frame.startswith(amqp.MARK)
+    assert codec.encode(header(), [(1,), {}]).frame.startswith(amqp.MARK)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"backend": "celery+redis://localhost"}, "set protocol='celery'"),
+        ({"queues": {"a": {"protocol": "celery", "plain": True}}}, "leave out one of the two"),
+        ({"queues": {"a": {"protocol": "sellery"}}}, "queues: a: Invalid enum value 'sellery'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Taskline("shop", **settings)
 
 
 def test_a_call_is_written_as_celery_has_it() -> None:
@@ -99,7 +152,8 @@ def test_tasklines_own_frames_are_read_too() -> None:
     native = Codec(Settings()).encode(header(), [(1,), {}])
     opened, body = CODEC.open(native.frame)
     assert CODEC.arguments(opened, body) == ([1], {})
-    assert CODEC.reframe(opened, body).frame == native.frame
+    opened.attempt = 2
+    assert not CODEC.reframe(opened, body).frame.startswith(amqp.MARK)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from integration.servers.redis import RedisServer
-from taskline import Taskline
+from taskline import Taskline, current_task
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import ConfigurationError, TaskRevoked
+from taskline.worker import Worker, WorkerOptions
 
 celery = pytest.importorskip("celery")
 
@@ -197,9 +198,80 @@ def test_a_task_moves_from_celery_to_taskline_and_back(site: Site, client: Taskl
     assert [each.get(timeout=BOUND) for each in more] == list(range(10))
 
 
+def test_one_queue_of_an_app_moves(site: Site) -> None:
+    """The app's own queue is Taskline's, beside one on the same broker that Celery knows."""
+    own = f"{site.queue}-own"
+    with Taskline(
+        "shop",
+        broker=f"kombu+{site.broker}",
+        backend=f"celery+{site.results}",
+        queue=own,
+        queues={"old": {"name": site.queue, "protocol": "celery"}},
+    ) as app:
+
+        @app.task(name="double", queue="old")
+        def double(number: int) -> list[str]:
+            return [current_task.queue, str(2 * number)]
+
+        @app.task(name="later")
+        def later(number: int) -> str:
+            return f"{current_task.queue} {number} {double.delay(number).get(timeout=BOUND)[1]}"
+
+        worker = Worker(app, WorkerOptions(queues=["old", own], threads=2))
+        worker.start()
+        try:
+            asked = site.celery().send_task("double", (4,))
+            assert asked.get(timeout=BOUND) == ["old", "8"]
+            assert later.delay(5).get(timeout=BOUND) == f"{own} 5 10"
+        finally:
+            worker.stop(5)
+        # What is sent is read by Celery's workers: here they serve nothing else.
+        result = app.send_task("add", (1, 2), queue="old")
+        site.start(
+            *("celery", "-A", "integration.kombu.celery_shop", "worker", "-c", "1"),
+            *("-P", "solo", "-Q", site.queue, "--without-gossip", "--without-mingle"),
+        )
+        assert result.get(timeout=BOUND) == 3
+
+
 def test_celerys_protocol_needs_a_broker_that_celery_uses() -> None:
     app = Taskline("shop", broker="memory://", protocol="celery")
     with pytest.raises(ConfigurationError, match="needs a broker that Celery uses too"):
         app.transport.ping()
     with pytest.raises(ConfigurationError, match="leave out signing_key"):
         Taskline("shop", broker="kombu+amqp://localhost", protocol="celery", signing_key="k")
+
+
+@pytest.mark.parametrize("kept", ["rpc", "elsewhere"])
+def test_clients_that_wait_for_rpc_are_answered(site: Site, tmp_path: Path, kept: str) -> None:
+    backend = "celery+rpc://" if kept == "rpc" else f"sqlite:///{tmp_path / 'results.db'}"
+    client = celery.Celery("client", broker=site.broker, backend="rpc://")
+    client.conf.update(task_default_queue=site.queue)
+    with Taskline("shop", **{**site.settings, "backend": backend}) as app:
+
+        @app.task(name="add", retry={"max": 1, "wait": 0})
+        def add(a: int, b: int) -> int:
+            if current_task.attempt == 1:
+                raise ConnectionError("tried again")
+            return a + b
+
+        @app.task(name="fail")
+        def fail(text: str) -> None:
+            raise ValueError(text)
+
+        worker = Worker(app, WorkerOptions())
+        worker.start()
+        try:
+            asked = [client.send_task("add", (number, 1)) for number in range(20)]
+            assert [each.get(timeout=BOUND) for each in asked] == list(range(1, 21))
+            failed = client.send_task("fail", ("no such order",))
+            with pytest.raises(ValueError, match="no such order"):
+                failed.get(timeout=BOUND)
+            # Nobody is disturbed by a client that has gone.
+            gone = celery.Celery("gone", broker=site.broker, backend="rpc://")
+            gone.send_task("add", (1, 1), queue=site.queue)
+            gone.close()
+            assert client.send_task("add", (5, 1)).get(timeout=BOUND) == 6
+        finally:
+            worker.stop(5)
+            client.close()

@@ -15,6 +15,7 @@ BACKENDS: Registry[Backend] = Registry(
     {
         "celery+redis": Kind("taskline.backends.celery:CeleryRedisBackend"),
         "celery+rediss": Kind("taskline.backends.celery:CeleryRedisBackend"),
+        "celery+rpc": Kind("taskline.backends.celery_rpc:CeleryRPCBackend"),
         "memory": Kind("taskline.backends.memory:MemoryBackend"),
         "mongodb": Kind("taskline.backends.mongodb:MongoBackend", "mongo"),
         "mongodb+srv": Kind("taskline.backends.mongodb:MongoBackend", "mongo"),

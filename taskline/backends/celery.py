@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskline.backends.redis import RedisBackend
-from taskline.celery_messages import RESULT, state_of
+from taskline.celery_messages import state_of
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
 from taskline.message import FINAL_STATES, Outcome
@@ -35,7 +35,7 @@ class _Published(Pushes):
 
 
 class CeleryRedisBackend(RedisBackend):
-    """One Redis server; see the module's docstring. Needs `protocol="celery"`."""
+    """One Redis server; see the module's docstring."""
 
     scheme = "celery+redis"
     distributes = False
@@ -63,10 +63,6 @@ class CeleryRedisBackend(RedisBackend):
         outranked = {id(each) for each in refused}
         for outcome in outcomes:
             if id(outcome) not in outranked:
-                if not outcome.frame.startswith(RESULT):
-                    raise ConfigurationError(
-                        "celery+redis:// keeps Celery's results: set protocol='celery'"
-                    )
                 self._publish(outcome)
         return refused
 

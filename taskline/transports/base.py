@@ -167,10 +167,10 @@ class Transport(ABC):
         are stored in the same step, each only if its delivery (same id) was held.
         """
 
-    def speak(self, protocol: str) -> None:
+    def speak(self, protocol: str, queues: Collection[str] | None = None) -> None:
         """Carry messages as this protocol has them (the setting `protocol`); called before use.
 
-        Raises `ConfigurationError` where that cannot be.
+        `queues`: only to and from these. Raises `ConfigurationError` where that cannot be.
         """
         raise ConfigurationError(
             f"protocol={protocol!r} needs a broker that Celery uses too, such as"

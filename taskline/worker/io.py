@@ -185,8 +185,10 @@ class IOThread:
         """Get ready to `step`, with a broker and a backend that were reached."""
         self._transport, self._backend = transport, backend
         flows = None if backend is None else Flows(self._app, transport, backend)
+        codec = self._app.codec
+        reply = codec.reply if codec.answers else None
         self._settlements = Settlements(
-            transport, backend, flows, self._herald.tell, self._runner.bury
+            transport, backend, flows, self._herald.tell, self._runner.bury, reply
         )
         if backend is not None:
             self._runner.largest = backend.largest

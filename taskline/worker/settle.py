@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from taskline.backends.base import Backend
 from taskline.errors import TransportError
-from taskline.message import Delivery, Message
+from taskline.message import Delivery, Header, Message, Outcome
 from taskline.transports.base import Transport
 from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
 from taskline.worker.flows import Flows
@@ -30,9 +30,11 @@ class Settlements:
         flows: Flows | None = None,
         tell: Callable[[Job], None] = lambda job: None,
         bury: Callable[[Job, BaseException, str], None] = lambda job, error, reason: None,
+        reply: Callable[[Header, Outcome], Message | None] | None = None,
     ) -> None:
         """`tell` is called for jobs whose middleware no slot has told; `bury` ends a job
-        for good, as `Runner.bury` does."""
+        for good, as `Runner.bury` does; `reply` is the codec's."""
+        self._reply = reply
         self._bury_job = bury
         self._tell = tell
         self._transport = transport
@@ -118,6 +120,7 @@ class Settlements:
         self._emit(self._pending[ACK])
         jobs = self._pending[ACK]
         self._advance(jobs)
+        self._answer(jobs)
         if self.shared:
             self._store([job for job in jobs if job.early])
             held = [job for job in jobs if not job.early]
@@ -149,6 +152,7 @@ class Settlements:
         jobs = self._pending[BURY]
         self._store(jobs)
         self._advance(jobs)
+        self._answer(jobs)
         burials = [
             (job.delivery, job.letter) for job in jobs if not job.early and job.letter is not None
         ]
@@ -219,6 +223,26 @@ class Settlements:
             job.stored = False
             self._bury_job(job, error, f"what it emits cannot be sent: {error}")
             self._pending[BURY].append(job)
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """Tell who waits at a queue of its own; twice where what follows fails and is repeated."""
+        if self._reply is None:
+            return
+        self._store(jobs)
+        replies = [
+            reply
+            for job in jobs
+            if job.header is not None
+            and job.outcome is not None
+            and not job.outranked
+            and (reply := self._reply(job.header, job.outcome)) is not None
+        ]
+        try:
+            self._transport.send(replies)
+        except TransportError as error:
+            if error.retryable:
+                raise
+            log.error("%d replies cannot be sent: %s", len(replies), error)
 
     def _advance(self, jobs: list[Job]) -> None:
         """Start what follows from the ends of steps of workflows, which are stored first."""

@@ -85,7 +85,7 @@ class AMQPLink(Link):
             arguments["x-queue-type"] = "quorum"
             if self._numbers >= (4, 0):
                 arguments["x-delivery-limit"] = -1  # Taskline counts, and keeps the message
-        elif location.priorities:
+        elif location.priorities and name not in location.bare:
             arguments["x-max-priority"] = location.priorities
         if self._numbers >= (3, 12) and arguments:
             arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT
@@ -182,7 +182,8 @@ class AMQPLink(Link):
 
     def _publish(self, parcels: Sequence[Parcel]) -> None:
         for parcel in parcels:
-            self.declare(parcel.queue)
+            if not parcel.reply:
+                self.declare(parcel.queue)
             headers, exchange = parcel.headers, ""
             if parcel.delay > 0:
                 exchange, bits = self._delays.route(parcel.delay)
@@ -198,7 +199,7 @@ class AMQPLink(Link):
                 content_type=parcel.content_type,
                 content_encoding=parcel.content_encoding,
                 delivery_mode=2,
-                mandatory=True,
+                mandatory=not parcel.reply,
                 **parcel.properties,
             )
         self._await_confirms()

@@ -41,6 +41,8 @@ class Parcel(NamedTuple):
     content_type: str = OWN
     content_encoding: str = "binary"
     properties: dict[str, Any] = {}
+    reply: bool = False
+    """The queue is another's, who may have gone: it is not made, and nobody is told."""
 
 
 class Taken(NamedTuple):

@@ -38,6 +38,8 @@ class Location(msgspec.Struct, frozen=True):
     heartbeat: float = HEARTBEAT
     timeout: float = 5.0
     """For a connection, for an answer, and for all tries of one send."""
+    bare: frozenset[str] = frozenset()
+    """Queues, by their names at the broker, that are made without priorities."""
 
     def connection(self, heartbeat: float = 0.0, **options: Any) -> Connection:
         """A connection of kombu's, not opened yet. Raises `ConfigurationError`."""
@@ -95,9 +97,10 @@ def locate(spec: Spec) -> Location:
         found = msgspec.convert(options, Location)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"kombu broker: {error}") from None
-    unknown = [name for name in options if name not in Location.__struct_fields__]
+    names = [name for name in Location.__struct_fields__ if name != "bare"]
+    unknown = [name for name in options if name not in names]
     if unknown:
-        known = ", ".join(Location.__struct_fields__)
+        known = ", ".join(names)
         raise ConfigurationError(f"kombu has no option {unknown[0]!r}; it has: {known}")
     return _checked(found)
 

@@ -39,6 +39,9 @@ class Parcels:
         if not frame.startswith(wrapped.MARK):
             return Parcel(queue, frame, headers, priority, max(0.0, delay))
         envelope, body = wrapped.unwrap(frame)
+        address = envelope.properties.get(wrapped.ADDRESS)
+        if address:
+            queue, headers = str(address), {}
         if self._kind != "amqp":
             # Nobody but Taskline's workers would fetch it from where it waits.
             delay = 0.0
@@ -51,6 +54,7 @@ class Parcels:
             envelope.content_type,
             envelope.content_encoding,
             {key: each for key, each in envelope.properties.items() if key in KEPT},
+            reply=bool(address),
         )
 
     def _priority(self, priority: int) -> int | None:

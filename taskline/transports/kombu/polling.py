@@ -155,7 +155,8 @@ class PollingLink(Link):
                 due = self.clock.time() + parcel.delay
                 headers = {**headers, DUE: due, TO: parcel.queue}
                 queue = _level(_power(parcel.delay))
-            self.declare(queue)
+            if not parcel.reply:
+                self.declare(queue)
             self._producer.publish(
                 parcel.body,
                 routing_key=queue,

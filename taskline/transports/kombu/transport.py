@@ -43,7 +43,7 @@ class KombuTransport(Transport):
 
     def __init__(self, location: Location, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(clock)
-        self._given = location
+        self._given = self.location = location
         self._kind = str(location.connection().transport.driver_type)
         self.is_amqp = self._kind == "amqp"
         if location.url.startswith("librabbitmq:"):
@@ -60,16 +60,23 @@ class KombuTransport(Transport):
         """A URL, or a mapping with `url`; see `taskline.transports.kombu.location.locate`."""
         return cls(locate(spec), clock)
 
-    def speak(self, protocol: str) -> None:
-        """Celery's messages have headers and properties beside their bodies: kombu carries them."""
-        self._set_priorities(0 if protocol == "celery" else 10)
+    def speak(self, protocol: str, queues: Collection[str] | None = None) -> None:
+        """Celery's messages have headers and properties beside their bodies: kombu carries them.
+
+        Its queues are made as Celery makes them.
+        """
+        if queues is None:
+            self._set_priorities(0)
+        elif self._given.priorities is None:
+            bare = frozenset(self.location.prefix + queue for queue in queues)
+            self.location = msgspec.structs.replace(self.location, bare=bare)
         self._links.location = self.location
 
     def _set_priorities(self, most: int) -> None:
         """Have so many of them, unless the location says how many."""
-        self.location = location = self._given
-        if location.priorities is None:
-            self.location = msgspec.structs.replace(location, priorities=most)
+        self.location = self._given
+        if self.location.priorities is None:
+            self.location = msgspec.structs.replace(self.location, priorities=most)
         self.capabilities = _capabilities(self._kind, self.location)
         self._parcels = Parcels(self.location, self._kind, self.capabilities.priority, self.clock)
 
@@ -93,7 +100,7 @@ class KombuTransport(Transport):
         while True:
             try:
                 with self._links.talk() as link:
-                    self._make_known(link, {parcel.queue for parcel in parcels})
+                    self._make_known(link, {each.queue for each in parcels if not each.reply})
                     link.publish(parcels)
                 return
             except TransportError as error:

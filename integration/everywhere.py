@@ -182,3 +182,22 @@ class Everywhere:
                 for result in before:
                     with pytest.raises(TaskRevoked):
                         result.get(timeout=PATIENCE)
+
+    def test_a_paused_queue_waits(self, place: Place) -> None:
+        with place.app() as app:
+
+            @app.task(name="note")
+            def note(queue: str) -> str:
+                return queue
+
+            app.pause_queue("mail")
+            held = note.options(queue="mail").delay("mail")
+            worker = Worker(app, WorkerOptions(queues=["mail", "default"], schedule=False))
+            worker.start()
+            try:
+                assert note.delay("default").get(timeout=PATIENCE) == "default"
+                assert held.state == "PENDING"
+                app.resume_queue("mail")
+                assert held.get(timeout=PATIENCE) == "mail"
+            finally:
+                worker.stop(5)

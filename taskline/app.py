@@ -506,6 +506,31 @@ class Taskline:
 
         revoke(self, task, headers, before, terminate)
 
+    # Queues
+
+    def pause_queue(self, queue: str, *, seconds: float | None = None) -> None:
+        """Let workers take nothing of the queue, until it is resumed or after so many seconds.
+
+        Sending goes on, and what runs comes to its end. All workers of the app heed it within
+        2 seconds, also those that start later. Raises `ConfigurationError` when the app has no
+        result backend that keeps keys.
+        """
+        from taskline.control import pausing
+
+        pausing.pause(self, queue, seconds)
+
+    def resume_queue(self, queue: str) -> bool:
+        """Let workers take of the queue again; returns whether it was paused."""
+        from taskline.control import pausing
+
+        return pausing.resume(self, queue)
+
+    def paused_queues(self) -> dict[str, float | None]:
+        """The paused queues, each with when it goes on by itself, Unix seconds, or None."""
+        from taskline.control import pausing
+
+        return pausing.paused(self)
+
     # Locks and keys
 
     def lock(self, name: str, *, ttl: float | None = None, timeout: float | None = None) -> Lock:

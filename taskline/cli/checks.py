@@ -8,13 +8,14 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from taskline.cli import output
-from taskline.errors import SerializationError, TasklineError
+from taskline.errors import SerializationError, TasklineError, TransportError
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
@@ -277,10 +278,24 @@ def _permissions(path: Path) -> Iterator[Finding]:
 def queues(app: Taskline, own: bool) -> Iterator[Finding]:
     """Messages that nobody will run. `own` tells that the app's tasks are known."""
     stats = app.transport.stats()
+    paused: dict[str, float | None] = {}
+    if own:
+        with suppress(TransportError):  # what is wrong with the backend is a finding of its own
+            paused = app.paused_queues()
+    ready_in = {each.queue: each.ready for each in stats}
+    for name, end in paused.items():
+        until = "" if end is None else f" until {output.when(end)}"
+        yield Finding(
+            check="queues",
+            status=WARN,
+            message=f"{name} is paused{until}: workers take nothing of it, "
+            f"{ready_in.get(name) or 0} ready",
+            remedy=f"taskline queues resume {name}",
+        )
     for each in stats:
         yield from _unknown_tasks(app, each) if own else ()
         waits = each.oldest or 0.0
-        if each.ready and waits > PATIENCE and not each.leased:
+        if each.ready and waits > PATIENCE and not each.leased and each.queue not in paused:
             from taskline.worker.process import served_queues
 
             served = not own or each.queue in served_queues(app)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from taskline.cli import output
 from taskline.cli.options import (
     Commands,
+    app_option,
     app_or_broker,
     as_json,
     broker_options,
+    choice,
     common_options,
+    the_app,
 )
-from taskline.cli.params import natural, positive
+from taskline.cli.params import lasting, natural, positive
 from taskline.errors import ConfigurationError, TasklineError
+from taskline.loading import did_you_mean
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 @common_options
 @click.pass_context
 def queues(ctx: click.Context) -> None:
-    """Count and show the messages of queues.
+    """Count and show the messages of queues, pause and resume them.
 
     Alone it is the same as `taskline queues list`.
 
@@ -35,6 +40,7 @@ def queues(ctx: click.Context) -> None:
     Examples:
       taskline queues -A proj
       taskline queues peek mail --broker sqlite:///shop.db
+      taskline queues pause mail --for 10m
     """
     if ctx.invoked_subcommand is None:
         _list(())
@@ -48,7 +54,8 @@ def list_(names: tuple[str, ...]) -> None:
     """Count the messages of these queues, or of all.
 
     READY can be run now; DELAYED wait for their time; LEASED are with a worker; DEAD will
-    not be tried again by themselves; OLDEST is the age of the oldest ready message.
+    not be tried again by themselves; OLDEST is the age of the oldest ready message. PAUSED is
+    shown when a queue is: workers take nothing of it.
 
     \b
     Examples:
@@ -60,15 +67,34 @@ def list_(names: tuple[str, ...]) -> None:
 
 def _list(names: tuple[str, ...]) -> None:
     app = app_or_broker()
+    paused = _paused(app)
     stats = app.transport.stats(names or None)
+    if not names and paused:
+        missing = set(paused) - {each.queue for each in stats}
+        stats = sorted(
+            [*stats, *(app.transport.stats(sorted(missing)) if missing else ())],
+            key=lambda each: each.queue,
+        )
     if as_json():
-        output.json(stats)
+        output.json(
+            [
+                {
+                    **msgspec.structs.asdict(each),
+                    "paused": None if paused is None else each.queue in paused,
+                    "paused_until": (paused or {}).get(each.queue),
+                }
+                for each in stats
+            ]
+        )
         return
     rows: list[tuple[Any, ...]] = [
         (each.queue, each.ready, each.delayed, each.leased, each.dead, output.span(each.oldest))
         for each in stats
     ]
     columns = ["queue", "ready", "delayed", "leased", "dead", "oldest"]
+    if any(each.queue in (paused or ()) for each in stats):
+        columns.append("paused")
+        rows = [(*row, _until(paused or {}, row[0])) for row in rows]
     if app.queues.routed:
         columns.append("at")
         rows = [(*row, app.queues.place(row[0])) for row in rows]
@@ -76,6 +102,78 @@ def _list(names: tuple[str, ...]) -> None:
     for each in stats if names else ():
         if not (each.ready or each.delayed or each.leased or each.dead):
             _say_empty(app, each.queue)
+
+
+def _paused(app: Taskline) -> dict[str, float | None] | None:
+    """The paused queues; None where that cannot be known, which is said if it should be."""
+    if choice().target() is None:
+        return None  # broker and backend alone: the name of the app is not known
+    try:
+        return app.paused_queues()
+    except TasklineError as error:
+        output.note(f"which queues are paused is not known: {error}")
+        return None
+
+
+def _until(paused: dict[str, float | None], queue: str) -> str:
+    if queue not in paused:
+        return "-"
+    end = paused[queue]
+    return "yes" if end is None else f"until {output.when(end)}"
+
+
+@queues.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@click.option(
+    "--for", "seconds", type=lasting, metavar="DURATION", help="Resume after that: 30s, 10m, 2h."
+)
+@app_option
+@common_options
+def pause(names: tuple[str, ...], seconds: float | None) -> None:
+    """Let the workers take nothing of these queues.
+
+    All workers of the app heed it within 2 seconds, also those that start later. What runs
+    comes to its end, and sending goes on.
+
+    \b
+    Examples:
+      taskline queues pause mail -A proj
+      taskline queues pause mail video --for 10m
+    """
+    from taskline.worker.process import served_queues
+
+    app, _ = the_app()
+    known = {*served_queues(app), *(each.queue for each in app.transport.stats())}
+    for name in names:
+        app.pause_queue(name, seconds=seconds)
+        if name not in known:
+            near = did_you_mean(name, sorted(known))
+            output.note(f"warning: no task of {app.name} and no message is of {name!r}{near}")
+        end = app.paused_queues().get(name)
+        if as_json():
+            output.json({"queue": name, "done": "paused", "until": end})
+        else:
+            output.line(f"{name}: paused" + ("" if end is None else f" until {output.when(end)}"))
+
+
+@queues.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@app_option
+@common_options
+def resume(names: tuple[str, ...]) -> None:
+    """Let the workers take of these queues again.
+
+    \b
+    Examples:
+      taskline queues resume mail -A proj
+    """
+    app, _ = the_app()
+    for name in names:
+        done = "resumed" if app.resume_queue(name) else "was not paused"
+        if as_json():
+            output.json({"queue": name, "done": done})
+        else:
+            output.line(f"{name}: {done}")
 
 
 @queues.command()

@@ -23,6 +23,13 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     """Queues of which workers take nothing."""
     rates: dict[str, str] = {}
     """Rates that hold in place of those in the code, by task: `10/s`."""
+    ends: dict[str, float] = {}
+    """When paused queues go on by themselves, Unix seconds."""
+
+    def paused_at(self, now: float) -> frozenset[str]:
+        """The queues that are paused at this time."""
+        ends = self.ends
+        return frozenset(queue for queue in self.paused if queue not in ends or ends[queue] > now)
 
 
 class States:

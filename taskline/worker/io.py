@@ -92,6 +92,8 @@ class IOThread:
         """What all workers of the app are told."""
         self.drained = False
         """Whether the process ends because its queues are empty."""
+        self.left: list[str] = []
+        """Those that are not, since they are paused."""
         self._fed_at = self._starved_at = 0.0
         self._herald = Herald(runner)
         self._event = threading.Event()
@@ -273,12 +275,29 @@ class IOThread:
         self._quarantine.place()
         if self._remote is not None:
             self.state = self._remote.look(now)
+            if self.state.paused or self._turns.paused:
+                self._heed_pauses()
         if self._stop_by is not None and self._ended(now, self._stop_by):
             return True
         if running:
             self._watch.look_at_revocations(now)
             self._watch.show(running, now)
         return False
+
+    def _heed_pauses(self) -> None:
+        """Ask paused queues no more, and hand back what was fetched of them and has not begun."""
+        paused = self.state.paused_at(self._clock.time())
+        if paused == self._turns.paused:
+            return
+        fresh = self._turns.leave_out(paused)
+        held = self._settlements.held
+        if any(delivery.queue in fresh and not job.started for delivery, job in held.items()):
+            # Of other queues too: what was held of those comes again at once.
+            self._quarantine.hand_back()
+            self._settlements.give_back(self.exchange.take_back())
+            if self._gather is not None:
+                self._settlements.give_back(self._gather.take_back())
+            self._settlements.flush()
 
     def _wait_and_receive(self, now: float, patience: float) -> None:
         waiting = self.exchange.ready.qsize()
@@ -348,7 +367,13 @@ class IOThread:
         if hooks.of_receives:
             hooks.call("before_receive", queues, limit)
         try:
-            deliveries = self._transport.receive(queues, limit, self._lease, wait, self._consumer)
+            if queues:
+                deliveries = self._transport.receive(
+                    queues, limit, self._lease, wait, self._consumer
+                )
+            else:  # all are paused
+                deliveries = []
+                self._sleep(wait)
         finally:
             self.exchange.waiting = False
             self._receiving = None
@@ -370,9 +395,18 @@ class IOThread:
                 self._backend.maintain()
 
     def _queues_are_empty(self) -> bool:
-        """Whether nothing is due, and nobody holds anything that may come back."""
-        found = self._transport.stats(self._queues)
-        return not any(each.ready or each.leased for each in found)
+        """Whether nothing is due, and nobody holds anything that may come back.
+
+        Paused queues are not waited for: they are noted as `left`.
+        """
+        found = [each for each in self._transport.stats(self._queues) if each.ready or each.leased]
+        left = [each.queue for each in found if each.queue in self._turns.paused]
+        if len(found) > len(left):
+            return False
+        self.left = left
+        if left:
+            log.warning("these queues are paused and not empty: %s", ", ".join(left))
+        return True
 
     def _look_at_hunger(self, now: float, starvation: float) -> None:
         """Tell the middleware, each `starvation` seconds, that nothing comes."""

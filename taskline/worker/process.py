@@ -42,6 +42,9 @@ RECYCLED = 75
 DRAINED = 76
 """Exit code of a process whose queues are empty: it was to end then."""
 
+NOT_DRAINED = 77
+"""As `DRAINED`, where paused queues are not empty."""
+
 MISCONFIGURED = 2
 """Exit code of a process that no replacement would help."""
 
@@ -163,7 +166,7 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         if self.io.drained and not alone:
-            return DRAINED
+            return NOT_DRAINED if self.io.left else DRAINED
         return RECYCLED if self.io.recycle else 0
 
     def _call_hooks(self, *events: str) -> None:

@@ -30,7 +30,14 @@ from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import STOP, STOP_NOW
-from taskline.worker.process import DRAINED, MISCONFIGURED, RECYCLED, run_child, served_queues
+from taskline.worker.process import (
+    DRAINED,
+    MISCONFIGURED,
+    NOT_DRAINED,
+    RECYCLED,
+    run_child,
+    served_queues,
+)
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -47,6 +54,8 @@ QUICK_DEATHS_FREE = 5
 """Young deaths in a row, of processes that had reached their broker, before replacement waits."""
 READY_BACKOFF_MAX = 0.5
 """The longest such wait: what kills them is a message or a person, and the others' tasks go on."""
+UNFINISHED = 4
+"""Exit code where what was to be drained was not, since it is paused."""
 SCHEDULERS = 2
 """How many of the processes may send schedules: one, and one in its place when it hangs."""
 
@@ -105,7 +114,10 @@ class Supervisor:
             raise ConfigurationError("start method 'spawn' needs app_path='module:attribute'")
 
     def run(self) -> int:
-        """Supervise until SIGTERM or SIGINT; returns 0, or 2 for a wrong configuration."""
+        """Supervise until SIGTERM or SIGINT, or until drained; returns the exit code.
+
+        0, or 2 for a wrong configuration, or 4 where paused queues kept it from draining all.
+        """
         import_included(self.app)
         self.app.hooks.call("worker_start", self.app)
         wake, wake_end = os.pipe()
@@ -263,8 +275,10 @@ class Supervisor:
             self._signals = max(self._signals, 1)
             return
         started = [running.id for running in child.ledger.running()]
-        if code == DRAINED:
+        if code in (DRAINED, NOT_DRAINED):
             log.info("process %d ended: its queues are empty", pid)
+            if code == NOT_DRAINED:
+                self._exit_code = UNFINISHED
             self._children.remove(child)
             return
         if started or code not in (0, RECYCLED):

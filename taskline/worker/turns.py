@@ -5,8 +5,11 @@ Owned by the I/O thread.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Collection, Mapping, Sequence
+
+log = logging.getLogger("taskline.worker")
 
 
 class Turns:
@@ -21,15 +24,23 @@ class Turns:
     ) -> None:
         self.queues = list(queues)
         """Those that are asked: all that are not paused."""
+        self.paused: frozenset[str] = frozenset()
+        """Those that are not."""
         self._all = list(queues)
         self._weights = weights
         self._ranks = ranks
 
-    def leave_out(self, paused: Collection[str]) -> list[str]:
+    def leave_out(self, paused: Collection[str]) -> frozenset[str]:
         """Ask these no more, and all others again; returns those that are new among these."""
-        before = self.queues
-        self.queues = [queue for queue in self._all if queue not in paused]
-        return [queue for queue in before if queue in paused]
+        before, self.paused = self.paused, frozenset(self._all).intersection(paused)
+        self.queues = [queue for queue in self._all if queue not in self.paused]
+        for said, queues in (
+            ("is paused: nothing is taken of it", self.paused - before),
+            ("goes on", before - self.paused),
+        ):
+            for queue in sorted(queues):
+                log.info("the queue %s %s", queue, said)
+        return self.paused - before
 
     def next(self) -> list[str]:
         """The order for this time: heavier queues of a rank tend to come first.

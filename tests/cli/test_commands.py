@@ -150,6 +150,59 @@ def test_a_new_file_is_told_of(run: Run, tmp_path: Path) -> None:
     assert run("queues", "--broker", "sqlite:///typo.db").stderr == ""
 
 
+# Pausing
+
+
+def test_a_queue_is_paused_seen_and_resumed(run: Run, app: Taskline) -> None:
+    app.send_task("proj.mail", ["a", "2030-01-31T00:00:00"], queue="mail")
+    assert "PAUSED" not in run("queues", "-A", "proj").stdout
+    assert run("queues", "pause", "mail", "-A", "proj").stdout == "mail: paused\n"
+    assert app.paused_queues() == {"mail": None}
+    header, row = run("queues", "list", "-A", "proj").stdout.splitlines()
+    assert header.split()[-1] == "PAUSED"
+    assert row.split()[0] == "mail"
+    assert row.split()[-1] == "yes"
+    [stats] = json.loads(run("queues", "-A", "proj", "--json").stdout)
+    assert (stats["queue"], stats["paused"], stats["paused_until"]) == ("mail", True, None)
+    found = run("doctor", "-A", "proj").stdout
+    assert "mail is paused: workers take nothing of it, 1 ready" in found
+    assert "taskline queues resume mail" in found
+    assert run("queues", "resume", "mail", "-A", "proj").stdout == "mail: resumed\n"
+    assert run("queues", "resume", "mail", "-A", "proj").stdout == "mail: was not paused\n"
+    assert "is paused" not in run("doctor", "-A", "proj").stdout
+
+
+def test_a_queue_is_paused_for_a_time(run: Run, app: Taskline) -> None:
+    found = json.loads(
+        run("queues", "pause", "default", "--for", "10m", "-A", "proj", "--json").stdout
+    )
+    assert found["queue"] == "default"
+    assert 590 < found["until"] - app.now() <= 600
+    shown = run("queues", "-A", "proj").stdout
+    assert "default" in shown, "also without a message"
+    assert "until 20" in shown
+
+
+def test_a_slip_in_the_name_of_a_queue_is_told(run: Run, app: Taskline) -> None:
+    slip = run("queues", "pause", "mial", "-A", "proj")
+    assert slip.exit_code == 0
+    assert "no message is of 'mial'; did you mean mail?" in slip.stderr
+
+
+def test_pausing_needs_the_app_and_a_backend(run: Run, tmp_path: Path) -> None:
+    without = run("queues", "pause", "mail")
+    assert without.exit_code == 2
+    assert "which app? Name it with -A proj" in without.stderr
+    (tmp_path / "proj.py").write_text(
+        "from taskline import Taskline\napp = Taskline('bare', broker='sqlite:///shop.db')\n"
+    )
+    bare = run("queues", "pause", "mail", "-A", "proj")
+    assert bare.exit_code == 2
+    assert "the app bare has no result backend" in bare.stderr
+    assert bare.stderr.count("\n") == 1
+    assert run("queues", "-A", "proj").exit_code == 0
+
+
 # Sending
 
 

@@ -18,6 +18,7 @@ from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.process import served_queues
+from taskline.worker.remote import Remote
 
 T = TypeVar("T")
 
@@ -122,6 +123,7 @@ class Bench:
         queues: list[str] | None = None,
         weights: dict[str, int] | None = None,
         ranks: dict[str, int] | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.app = app
         self.clock = app.clock
@@ -133,6 +135,7 @@ class Bench:
             queues=queues or served_queues(app),
             weights=weights or {},
             ranks=ranks,
+            remote=remote,
             lease=lease,
             max_deliveries=max_deliveries,
             prefetch=prefetch,
@@ -147,6 +150,8 @@ class Bench:
         self.exchange = self.io.exchange
         self.transport: Any = transport or app.open_transport()
         self.backend: Any = backend or app.open_backend()
+        if remote is not None:
+            remote.open(self.backend)
         self.io.begin(self.transport, self.backend)
 
     def turn(self, times: int = 1) -> bool:

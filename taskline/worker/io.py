@@ -6,6 +6,7 @@ batches; it renews leases and does what needs a clock. One loop, one thread.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -249,9 +250,12 @@ class IOThread:
                     self._ledger.mark_leaving(now)
                 self.stop(math.inf)
         try:
+            if self._outage.lasts and now >= self._next_renewal:
+                self._renew_all_the_same(now)
             if now >= self._outage.retry_at:
                 if self._outage.lasts:
                     _reach(self._transport, self._backend)
+                    self._next_renewal = now
                 if self._settle(now, running):
                     return False
             self._wait_and_receive(now, patience)
@@ -263,6 +267,13 @@ class IOThread:
                 log.error("stopped without having handed everything back: %s", error)
                 return False
         return True
+
+    def _renew_all_the_same(self, now: float) -> None:
+        """Not all need be out of order: the backend alone may be, or there is no space for more."""
+        self._next_renewal = now + self._lease / 3
+        # The outage was told when it began.
+        with contextlib.suppress(TransportError):
+            self._settlements.renew(self._lease)
 
     def _settle(self, now: float, running: list[Job]) -> bool:
         """All that is due with the broker and the backend but receiving; true at the end."""

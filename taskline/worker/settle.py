@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from taskline.backends.base import Backend
 from taskline.errors import TransportError
-from taskline.message import Delivery, Header, Message, Outcome
+from taskline.message import SUCCESS, Delivery, Header, Message, Outcome
 from taskline.transports.base import Transport
 from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
 from taskline.worker.flows import Flows
@@ -44,6 +44,7 @@ class Settlements:
         """Whether there were steps of workflows so far: most workers never see one."""
         self.shared = backend is not None and transport.shares(backend)
         """Whether transport and backend are one store."""
+        self._copies = not transport.capabilities.idempotent
         self.held: dict[Delivery, Job] = {}
         self._pending: dict[str, list[Job]] = {ACK: [], REPLACE: [], BURY: [], RELEASE: []}
 
@@ -187,12 +188,33 @@ class Settlements:
         if self._backend is None:
             return
         fresh = [job for job in jobs if job.outcome is not None and not job.stored]
+        again = [job for job in fresh if not job.started and self._may_have_run(job)]
+        if again and self._stay(again):
+            fresh = [job for job in fresh if not job.stored]
         if fresh:
             outcomes = [job.outcome for job in fresh if job.outcome is not None]
             refused = {id(outcome) for outcome in self._backend.store(outcomes)}
             for job in fresh:
                 job.stored = True
                 job.outranked = id(job.outcome) in refused
+
+    def _may_have_run(self, job: Job) -> bool:
+        """Whether this job, which ends without a run, may have a success stored already."""
+        return job.verdict == ACK and (job.delivery.lost > 0 or self._copies)
+
+    def _stay(self, jobs: list[Job]) -> bool:
+        """Leave the successes of earlier runs as they are; whether there were any.
+
+        Their workers died between storing them and the receipt, or they are of another copy of
+        the message. A task that has ended well does not expire, and is not revoked.
+        """
+        assert self._backend is not None
+        found = self._backend.fetch([job.delivery.id for job in jobs])
+        for job in jobs:
+            stored = found.get(job.delivery.id)
+            if stored is not None and job.outcome is not None:
+                job.stored = stored.state == SUCCESS and stored.sent == job.outcome.sent
+        return any(job.stored for job in jobs)
 
     def _emit(self, jobs: list[Job]) -> None:
         """Send what tasks have emitted, whose outcomes are stored first."""

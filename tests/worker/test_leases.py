@@ -54,6 +54,47 @@ def test_running_and_waiting_messages_stay_with_their_worker(
     assert results.get(timeout=0) == [1, 1]
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["the backend is gone", "no space for more"])
+def test_what_runs_stays_with_its_worker_while_something_else_is_out_of_order(
+    app: Taskline, clock: ManualClock, full: bool
+) -> None:
+    """Renewals need neither the backend nor space: tasks must not run twice for want of them."""
+    transport, backend = spy_on(app)
+
+    @app.task(retry={"max": 1, "wait": 3600})
+    def fail() -> None:
+        raise ValueError("not yet")
+
+    @app.task
+    def run() -> int:
+        return current_task.deliveries
+
+    failing, result = fail.delay(), run.delay()
+    bench, other = Bench(app, slots=2), Bench(app, name="other", transport=transport.inner)
+    bench.turn()
+    bench.begin(0)
+    bench.begin(1)
+    backend.down = not full
+    if full:
+        for call in ("store", "ping"):
+            backend.faults[call] = transport.faults[call] = ["before"] * 10_000
+    bench.finish(0)
+    for _ in range(30):
+        clock.advance(4.0)
+        bench.turn()
+        other.turn()
+        assert bench.io._outage.lasts
+        assert not other.held
+    backend.down = False
+    backend.faults.clear()
+    transport.faults.clear()
+    bench.finish(1)
+    clock.advance(6.0)
+    bench.turn(3)
+    assert result.get(timeout=0) == 1
+    assert failing.state == "RETRY"
+
+
 def test_leases_are_renewed_three_times_in_their_length(
     make_memory_app: Any, clock: ManualClock
 ) -> None:

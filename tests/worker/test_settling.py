@@ -312,6 +312,35 @@ def test_a_broker_that_answers_does_not_end_the_backends_outage(
     assert "answers again" in caplog.text
 
 
+@pytest.mark.parametrize("end", ["expires", "is revoked"])
+def test_a_success_whose_receipt_was_lost_stays_one(
+    make_memory_app: Any, clock: ManualClock, end: str
+) -> None:
+    """The worker dies between result and receipt, and when the message comes again its time is
+    over: whoever has read the result would find another."""
+    app = make_memory_app(clock=clock)
+    transport, _ = spy_on(app)
+    transport.shares = lambda backend: False  # type: ignore[method-assign]
+
+    @app.task
+    def work() -> str:
+        return "done"
+
+    result = work.options(expires=20.0 if end == "expires" else None).delay()
+    bench = Bench(app)
+    bench.turn()
+    bench.work()
+    transport.faults["ack"] = ["before"]
+    bench.turn()
+    assert app.AsyncResult(result.id).get(timeout=0) == "done"
+    clock.advance(31.0)  # it is never heard of again
+    if end == "is revoked":
+        result.revoke()
+    Bench(app, name="next").drain()
+    assert app.AsyncResult(result.id).get(timeout=0) == "done"
+    assert app.transport.peek("default") == []
+
+
 class Early:
     """An app with a task that is acknowledged before it runs."""
 

@@ -49,8 +49,9 @@ pytest: $(VENV)/.stamp ## the tests; ARGS="tests/x.py -k y" picks some
 	$(BIN)/python -m pytest -m serial $(ARGS) || test $$? -eq 5
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not serial" $(ARGS)
 
-chaos: $(VENV)/.stamp ## kill and pause a running system for TASKLINE_CHAOS_SECONDS (600)
-	$(BIN)/python -m integration.chaos
+STORES ?= sqlite redis mongodb kafka rabbitmq
+chaos: $(VENV)/.stamp ## break a running system on each of STORES for TASKLINE_CHAOS_SECONDS (600)
+	status=0; for store in $(STORES); do $(BIN)/python -m integration.chaos --store $$store || status=1; done; exit $$status
 
 coverage: $(VENV)/.stamp ## the tests, and the lines they did not run
 	$(BIN)/coverage run -m pytest $(ARGS)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import sys
 import tempfile
 from pathlib import Path
 
-from integration.chaos.checker import Evidence, check
+from integration.chaos.checker import check
 from integration.chaos.driver import Driver
+from integration.chaos.evidence import Evidence
 from integration.chaos.report import report
-from integration.chaos.tasks import Config
-from integration.servers.redis import RedisServer
+from integration.chaos.stores import NAMES, store_class
 
 
 def main(arguments: list[str]) -> int:
@@ -23,35 +22,26 @@ def main(arguments: list[str]) -> int:
     seed = int(os.environ.get("TASKLINE_CHAOS_SEED") or random.randrange(10**6))
     parser.add_argument("--seconds", type=float, default=seconds, help="how long things are broken")
     parser.add_argument("--seed", type=int, default=seed, help="chooses what is broken when")
-    parser.add_argument("--lease", type=float, default=2.0, help="seconds")
-    parser.add_argument("--apart", action="store_true", help="keep results in a file of their own")
-    parser.add_argument("--store", choices=["sqlite", "redis"], default="sqlite")
+    parser.add_argument("--lease", type=float, help="seconds; each store has its own")
+    parser.add_argument(
+        "--apart", action="store_true", help="SQLite: results in a file of their own"
+    )
+    parser.add_argument("--store", choices=NAMES, default="sqlite")
     parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")
     options = parser.parse_args(arguments)
     if options.check:
         return _judge(options.check, options.seed)
     with tempfile.TemporaryDirectory(prefix="taskline-chaos-") as temporary:
-        directory = options.keep or f"{temporary}/run"
-        Path(directory).mkdir(parents=True)
-        with contextlib.ExitStack() as stack:
-            server = stack.enter_context(durable_server()) if options.store == "redis" else None
-            config = Config(
-                directory=str(Path(directory).resolve()),
-                lease=options.lease,
-                apart=options.apart,
-                redis=server.url if server else "",
-            )
-            Driver(config, options.seed, options.seconds, server).run()
+        directory = Path(options.keep or f"{temporary}/run").resolve()
+        directory.mkdir(parents=True)
+        more = {"apart": True} if options.apart else {}
+        with store_class(options.store)(directory, lease=options.lease, **more) as store:
+            Driver(store, options.seed, options.seconds).run()
         return _judge(directory, options.seed)
 
 
-def durable_server() -> RedisServer:
-    """A Redis whose death loses nothing."""
-    return RedisServer(appendonly=True)
-
-
-def _judge(directory: str, seed: int) -> int:
+def _judge(directory: str | Path, seed: int) -> int:
     evidence = Evidence.read(directory)
     violations = check(evidence)
     print(report(evidence, violations, seed))

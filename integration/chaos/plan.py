@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 STORM, CALM = 4.0, 5.0
@@ -21,7 +21,6 @@ CALM_FAULTS = {
     "pause child briefly": 3,
     "pause supervisor": 2,
     "pause group": 1,
-    "lock file": 2,
     "terminate": 3,
     "terminate group": 2,
     "terminate twice": 2,
@@ -39,15 +38,20 @@ class Fault(NamedTuple):
     """In [0, 1): how long a pause is, within its bounds."""
 
 
-def plan(seed: int, seconds: float) -> list[Fault]:
-    """The faults of a run, in order. The same seed and duration give the same plan.
+def plan(
+    seed: int, seconds: float, calm: Mapping[str, int] = CALM_FAULTS, gap: float = 1.0
+) -> list[Fault]:
+    """The faults of a run, in order. The same arguments give the same plan.
 
-    Each kind occurs at least once in a run of 40 seconds or more.
+    `calm` are the faults beside storms, `gap` how much longer than usual it is from one to the
+    next. With gap 1 each kind occurs at least once in a run of a minute or more.
     """
-    return list(_faults(random.Random(seed), seconds))
+    return list(_faults(random.Random(seed), seconds, calm, gap))
 
 
-def _faults(rng: random.Random, seconds: float) -> Iterator[Fault]:
+def _faults(
+    rng: random.Random, seconds: float, calm: Mapping[str, int], gap: float
+) -> Iterator[Fault]:
     now = 0.5
     due: list[str] = []
     while True:
@@ -55,15 +59,15 @@ def _faults(rng: random.Random, seconds: float) -> Iterator[Fault]:
         while now < min(end, seconds):
             what = "kill child" if rng.random() < 0.9 else "kill children"
             yield Fault(now, what, rng.random(), rng.random())
-            now += rng.expovariate(1 / STORM_GAP)
+            now += rng.expovariate(1 / STORM_GAP) * gap
         end = now + CALM
         while now < min(end, seconds):
             if not due:
                 # Shuffled rounds rather than single draws: none stays out for long.
-                due = [name for name, share in CALM_FAULTS.items() for _ in range(share)]
+                due = [name for name, share in calm.items() for _ in range(share)]
                 rng.shuffle(due)
                 due = list(dict.fromkeys(due)) + due
             yield Fault(now, due.pop(0), rng.random(), rng.random())
-            now += rng.expovariate(1 / CALM_GAP)
+            now += rng.expovariate(1 / CALM_GAP) * gap
         if now >= seconds:
             return

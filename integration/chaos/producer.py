@@ -1,4 +1,4 @@
-"""A producer: `python -m integration.chaos.producer CONFIG NAME SEED RATE`.
+"""A producer: `python -m integration.chaos.producer CONFIG NAME SEED RATE LARGEST`.
 
 Sends single tasks and batches, `RATE` tasks a second, until SIGTERM. Before each
 send it writes down what it is about to send, after it whether that returned or
@@ -22,19 +22,22 @@ from integration.chaos.site import die_with_parent
 from integration.chaos.tasks import KINDS, Config, make_app
 from taskline import AsyncResult, ResultTimeout, Taskline, TasklineError, TransportError
 
-BATCH_SIZES = (1, 1, 1, 2, 5, 20, 60, 300)
+BATCH_SIZES = (1, 1, 1, 2, 5, 20, 40, 60, 300)
 FUSE_FROM, FUSES = 20, 0.2
 """The smallest batch that may burn a fuse, and the share of those that do."""
 GET_TIMEOUT = 20.0
 
 
 class Producer:
-    def __init__(self, app: Taskline, config: Config, name: str, seed: int, rate: float) -> None:
+    def __init__(
+        self, app: Taskline, config: Config, name: str, seed: int, rate: float, largest: int
+    ) -> None:
         self._app = app
         self._history = History(config.history, "producer")
         self._name = name
         self._random = random.Random(seed)
         self._rate = rate
+        self._sizes = [size for size in BATCH_SIZES if size <= largest]
         self._per_task = 0.0002
         """Seconds that the last batch took for each of its tasks."""
         self._sent: queue.SimpleQueue[AsyncResult[Any] | None] = queue.SimpleQueue()
@@ -45,7 +48,7 @@ class Producer:
         waiting.start()
         number = 0
         while not self.stopped.is_set():
-            size = self._random.choice(BATCH_SIZES)
+            size = self._random.choice(self._sizes)
             started = time.monotonic()
             self._send(number, size)
             number += 1
@@ -120,11 +123,11 @@ class Producer:
             self._history.write("got", id=result.id, state=state, token=token, asked=asked)
 
 
-def main(config_text: str, name: str, seed: str, rate: str) -> int:
+def main(config_text: str, name: str, seed: str, rate: str, largest: str) -> int:
     die_with_parent()
     config = Config.loads(config_text)
-    app = make_app(config, busy_timeout=config.send_patience)
-    producer = Producer(app, config, name, int(seed), float(rate))
+    app = make_app(config)
+    producer = Producer(app, config, name, int(seed), float(rate), int(largest))
     signal.signal(signal.SIGTERM, lambda signum, frame: producer.stopped.set())
     producer.run()
     app.close()

@@ -6,7 +6,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 
-from integration.chaos.checker import Evidence, Violation, explanation
+from integration.chaos.checker import Violation
+from integration.chaos.evidence import Evidence, explanation
+
+FAULTS = ("kill", "pause", "terminate", "link", "slow", "refuse")
+"""The records that tell of one fault each."""
 
 
 def report(evidence: Evidence, violations: list[Violation], seed: int) -> str:
@@ -16,10 +20,8 @@ def report(evidence: Evidence, violations: list[Violation], seed: int) -> str:
 
 def _lines(evidence: Evidence, violations: list[Violation], seed: int) -> Iterable[str]:
     records = evidence.records
-    yield f"seed {seed}, lease {evidence.lease:g} s"
-    faults = Counter(
-        record["what"] for kind in ("kill", "pause", "terminate") for record in records[kind]
-    )
+    yield f"{evidence.store}, seed {seed}, lease {evidence.lease:g} s"
+    faults = Counter(record["what"] for kind in FAULTS for record in records[kind])
     faults["task crashes its process"] = len(records["crash"])
     codes = Counter(record["code"] for record in records["exit"])
     faults["producer ends in a send"] = codes[-14]

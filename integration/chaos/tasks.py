@@ -20,21 +20,15 @@ LOAD, GRAVE = "load", "grave"
 
 
 class Config(msgspec.Struct, frozen=True):
-    """One run: where its files are, and the times that it lives by, in seconds."""
+    """What a process of a run must know. Times are in seconds."""
 
     directory: str
+    broker: str
+    backend: str
     lease: float = 2.0
     grace: float = 15.0
-    send_patience: float = 0.5
-    """How long a producer waits for a locked file before its send raises."""
-    apart: bool = False
-    """Whether outcomes are in a file of their own: stored before, not with the receipt."""
-    redis: str = ""
-    """The URL of the server that takes the place of the file."""
-
-    @property
-    def database(self) -> Path:
-        return Path(self.directory) / "chaos.db"
+    skew: float = 0.0
+    """By how much the clock of this process is wrong."""
 
     @property
     def history(self) -> Path:
@@ -78,107 +72,116 @@ KINDS = {
 FLAKY_ATTEMPTS, EXHAUSTING_ATTEMPTS = 3, 2
 
 
-def make_app(config: Config, *, busy_timeout: float = 30.0) -> Taskline:
+def make_app(config: Config) -> Taskline:
     """The app with all tasks, writing to the run's history."""
-    options = f"busy_timeout={busy_timeout}"
-    broker = backend = config.redis or f"sqlite:///{config.database}?{options}"
-    if config.apart:
-        backend = f"sqlite:///{config.directory}/results.db?{options}"
-    app = Taskline("chaos", broker=broker, backend=backend, lease=config.lease, grace=config.grace)
+    app = Taskline(
+        "chaos",
+        broker=config.broker,
+        backend=config.backend,
+        lease=config.lease,
+        grace=config.grace,
+    )
     history = History(config.history, "worker")
     group = os.getpgrp()
 
-    def note(kind: str, **fields: object) -> None:
-        run = current_task
+    def note(kind: str, run: str, **fields: object) -> None:
+        task = current_task
         history.write(
-            kind, id=run.id, deliveries=run.deliveries, pid=os.getpid(), group=group, **fields
+            kind,
+            run=run,
+            id=task.id,
+            deliveries=task.deliveries,
+            pid=os.getpid(),
+            group=group,
+            **fields,
         )
 
-    def start() -> None:
-        note("start", attempt=current_task.attempt, wall=time.time())
+    def start() -> str:
+        run = f"{os.getpid()}-{secrets.token_hex(6)}"
+        note("start", run, attempt=current_task.attempt, wall=time.time())
+        return run
 
-    def finish() -> str:
-        token = f"{os.getpid()}-{secrets.token_hex(6)}"
-        note("finish", end="ok", token=token)
-        return token
+    def finish(run: str) -> str:
+        note("finish", run, end="ok")
+        return run
 
-    def crash(how: int) -> None:
-        note("crash")
+    def crash(run: str, how: int) -> None:
+        note("crash", run)
         if how % 2:
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
     @app.task(name="short", queue=LOAD)
     def short(number: int) -> str:
-        start()
+        run = start()
         if number % 3 == 0:
             time.sleep(number % 5 / 1000)
-        return finish()
+        return finish(run)
 
     @app.task(name="medium", queue=LOAD)
     def medium(number: int) -> str:
-        start()
+        run = start()
         time.sleep(0.02 + number % 40 / 1000)
-        return finish()
+        return finish(run)
 
     @app.task(name="long", queue=LOAD)
     def long(number: int) -> str:
-        start()
+        run = start()
         time.sleep(config.lease * (1.5 + number % 5 / 10))
-        return finish()
+        return finish(run)
 
     @app.task(name="coroutine", queue=LOAD)
     async def coroutine(number: int) -> str:
-        start()
+        run = start()
         await asyncio.sleep(0.01 + number % 40 / 1000)
-        return finish()
+        return finish(run)
 
     @app.task(name="flaky", queue=LOAD, retry={"max": FLAKY_ATTEMPTS, "wait": 0.05})
     def flaky(number: int) -> str:
-        start()
+        run = start()
         if current_task.attempt < FLAKY_ATTEMPTS:
-            note("finish", end="raised")
+            note("finish", run, end="raised")
             raise ConnectionError(f"attempt {current_task.attempt} of {number}")
-        return finish()
+        return finish(run)
 
     @app.task(name="delayed", queue=LOAD)
     def delayed(number: int) -> str:
-        start()
-        return finish()
+        run = start()
+        return finish(run)
 
     @app.task(name="crashing", queue=LOAD)
     def crashing(number: int) -> str:
-        start()
+        run = start()
         if current_task.deliveries <= 1 + number % 2:
-            crash(number)
-        return finish()
+            crash(run, number)
+        return finish(run)
 
     @app.task(name="expiring", queue=LOAD)
     def expiring(number: int) -> str:
-        start()
-        return finish()
+        run = start()
+        return finish(run)
 
     @app.task(name="rejecting", queue=LOAD)
     def rejecting(number: int) -> str:
-        start()
-        note("finish", end="raised")
+        run = start()
+        note("finish", run, end="raised")
         raise Reject(f"{number} was meant to be rejected")
 
     @app.task(name="exhausting", queue=LOAD, retry={"max": EXHAUSTING_ATTEMPTS - 1, "wait": 0.05})
     def exhausting(number: int) -> str:
-        start()
-        note("finish", end="raised")
+        run = start()
+        note("finish", run, end="raised")
         raise ValueError(f"{number} was meant to fail")
 
     @app.task(name="poison", queue=GRAVE)
     def poison(number: int) -> str:
-        start()
-        crash(number)
-        return finish()
+        run = start()
+        crash(run, number)
+        return finish(run)
 
     @app.task(name="bystander", queue=GRAVE)
     def bystander(number: int) -> str:
-        start()
-        return finish()
+        run = start()
+        return finish(run)
 
     return app

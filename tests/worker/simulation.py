@@ -177,9 +177,9 @@ class World:
             leases.update((delivery.id, until) for delivery in answer)
         elif name == "extend":
             lost = {delivery.id for delivery in answer}
-            for id in leases:
-                if id not in lost:
-                    leases[id] = until
+            for key in leases:
+                if key not in lost:
+                    leases[key] = until
 
     # ---- the schedule
 
@@ -260,15 +260,15 @@ class World:
         self.clock.advance(seconds)
         now = self.clock.time()
         for leases in self.held_until:
-            for id, until in list(leases.items()):
+            for key, until in list(leases.items()):
                 if until <= now:
-                    self.excuses[id] += 1
-                    del leases[id]
+                    self.excuses[key] += 1
+                    del leases[key]
 
     def _die(self, worker: int, *, supervised: bool) -> None:
         bench = self.benches[worker]
-        for id in bench.held | set(self.held_until[worker]):
-            self.excuses[id] += 1
+        for key in bench.held | set(self.held_until[worker]):
+            self.excuses[key] += 1
         if supervised:
             bench.die()
         self._replace(worker)

@@ -82,6 +82,10 @@ def test_the_simulation_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
         self._settled(ACK, jobs, lost)
 
     monkeypatch.setattr(Settlements, "_ack", hasty)
-    with pytest.raises(AssertionError, match="left no result"):
-        for number in range(FIXED):
+    told = []
+    for number in range(FIXED):
+        try:
             World(True, {number: "die before"}).run(SCHEDULE)
+        except AssertionError as error:
+            told.append(str(error))
+    assert any("left no result" in each for each in told)

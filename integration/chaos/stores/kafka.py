@@ -1,0 +1,62 @@
+"""A Kafka broker for the messages; the results are in an SQLite file that nobody breaks."""
+
+from __future__ import annotations
+
+from integration.chaos.stores.base import LINKS, PRODUCERS, ServerStore, query
+from integration.servers.kafka import KafkaServer
+from integration.servers.process import free_port
+from integration.servers.proxy import Proxy
+
+
+class KafkaStore(ServerStore):
+    """Kill and pause it, break its connections.
+
+    Kafka tells its clients where it is: each proxy has a listener of its own behind it, whose
+    address is the proxy's.
+    """
+
+    name = "kafka"
+    batch = 1
+    gap = 4.0
+    skew = 0.0
+    server: KafkaServer
+
+    def make_server(self) -> KafkaServer:
+        self._targets = {who: free_port() for who in LINKS}
+        self.links = {who: Proxy(target) for who, target in self._targets.items()}
+        names = {who: who.upper() for who in LINKS}
+        port, controller = free_port(), free_port()
+        here = [f"PLAINTEXT://127.0.0.1:{port}"]
+        return KafkaServer(
+            port=port,
+            controller_quorum_voters=f"1@127.0.0.1:{controller}",
+            listeners=",".join(
+                here
+                + [f"CONTROLLER://127.0.0.1:{controller}"]
+                + [f"{names[who]}://127.0.0.1:{self._targets[who]}" for who in LINKS]
+            ),
+            advertised_listeners=",".join(
+                here + [f"{names[who]}://127.0.0.1:{self.links[who].port}" for who in LINKS]
+            ),
+            listener_security_protocol_map=",".join(
+                f"{name}:PLAINTEXT" for name in ("CONTROLLER", "PLAINTEXT", *names.values())
+            ),
+        )
+
+    def open(self) -> None:
+        self.server.start()
+
+    def urls(self, who: str) -> tuple[str, str]:
+        broker = query(
+            f"kafka://127.0.0.1:{self.port(who)}",
+            timeout=3 if who == PRODUCERS else 10,
+            partitions=4,
+            **{
+                "session.timeout.ms": round(self.lease * 1000),
+                "reconnect.backoff.max.ms": 500,
+            },
+        )
+        return broker, f"sqlite:///{self.directory}/results.db"
+
+
+CLASS = KafkaStore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,12 +12,21 @@ from simulation import FAULTS, KINDS, TIMES, Action, World
 
 from taskline.worker.execute import ACK
 
-logging.getLogger("taskline").setLevel(logging.CRITICAL)
-
 RANDOM = 500
 """Schedules that hypothesis draws, for each of four tests."""
 FIXED = 35
 """Calls at which each fault is tried in each of the fixed schedules."""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """No words about faults: there are too many."""
+    logger = logging.getLogger("taskline")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
 
 sends = st.builds(Action, st.just("send"), st.integers(0, len(KINDS) - 1))
 turns = st.builds(

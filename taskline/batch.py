@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taskline.errors import NotSupported
+from taskline.errors import ConfigurationError, NotSupported
 from taskline.message import Message
 from taskline.result import AsyncResult, ResultSet
 
@@ -30,11 +30,28 @@ class Batch:
         self._transaction = transaction
         self._open = False
 
-    def take(self, app: Taskline, messages: Sequence[Message]) -> bool:
-        """Keep these messages for later, if they are this app's and the block is not over."""
+    def take(
+        self,
+        app: Taskline,
+        messages: Sequence[Message],
+        results: Sequence[AsyncResult[Any]] | None = None,
+    ) -> bool:
+        """Keep these messages for later, if they are this app's and the block is not over.
+
+        `results`, if some of the messages are unique: what their senders hold.
+        """
         batch = self._of(app)
         if batch is None:
             return False
+        if results is not None:
+            if batch._name:
+                raise ConfigurationError(
+                    "a unique, throttled or debounced call, or one with an idempotency_key, cannot "
+                    "be a part of your transaction, as its key would not be: send it after the "
+                    "commit, or with unique=False"
+                )
+            for message, result in zip(messages, results, strict=True):
+                batch._promised[message.header.id] = result
         batch._messages.extend(messages)
         return True
 
@@ -58,6 +75,8 @@ class Batch:
         self._token = _batch.set(self)
         self._open = True
         self._messages: list[Message] = []
+        self._promised: dict[str, AsyncResult[Any]] = {}
+        """The results of messages that may become those of others, by the messages' ids."""
         self._results: ResultSet[Any] = ResultSet(self._app, [])
         return self._results
 
@@ -74,13 +93,20 @@ class Batch:
         step = len(self._messages) if self._name else CHUNK
         for start in range(0, len(self._messages), step or 1):
             chunk = self._messages[start : start + step]
+            results = [
+                self._promised.get(each.header.id)
+                or AsyncResult(self._app, each.header.id, header=each.header)
+                for each in chunk
+            ]
             if self._name:
                 self._app.transport.send_within(self._transaction, chunk)
+            elif self._promised:
+                from taskline.claims import deliver
+
+                deliver(self._app, chunk, results)
             else:
                 self._app.send(chunk)
-            self._results._extend(
-                AsyncResult(self._app, each.header.id, header=each.header) for each in chunk
-            )
+            self._results._extend(results)
 
     def _check(self) -> None:
         """Raise what can be told before the block about its transaction."""

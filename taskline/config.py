@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, kw_only=True):
     accept_unsigned: bool = False
     """Read unsigned messages although there is a key, and unsafe serializers without one."""
     result_ttl: Annotated[float, msgspec.Meta(ge=0)] = 86400.0
+    idempotency_ttl: Positive = 86400.0
+    """For how long an `idempotency_key` is known."""
     retry: Annotated[int, msgspec.Meta(ge=0)] | dict[str, Any] | None = None
     """The retry policy of tasks that have none; see `taskline.policy`."""
     timeout: Positive | None = None

@@ -101,6 +101,10 @@ class TaskExpired(TasklineError):
     """The task was not started before its `expires`."""
 
 
+class KeyReused(TasklineError):
+    """An `idempotency_key` was given again, with other arguments than the first time."""
+
+
 class LeaseLost(TasklineError):
     """A lease has ended, and what it was for may be another's now.
 

@@ -44,6 +44,28 @@ class Place(msgspec.Struct, omit_defaults=True):
     `id-0` to `id-(n-1)`."""
 
 
+class Unique(msgspec.Struct, omit_defaults=True):
+    """Which other calls a message is not to meet: `taskline.unique`. Durations are seconds."""
+
+    key: str
+    """In the key store of the result backend."""
+    until: str
+    """`start`, `end` or `time`: till then the first call of the key has it. `newer`: of several
+    that wait only the newest is run."""
+    ttl: float
+    """How long the key is kept at most."""
+    drop: bool = False
+    """A second call is dropped; else it gets the result of the first."""
+    print: str = ""
+    """Tells calls with other arguments from this one: they may not use its key."""
+    wait: float | None = None
+    """Run it so long after the last call."""
+    max_wait: float | None = None
+    """And this long after the first call at the latest."""
+    turn: int = 0
+    """Its place in the order of those of which the newest is run."""
+
+
 class Header(msgspec.Struct, omit_defaults=True):
     """The header of a message. Times are Unix seconds, durations seconds."""
 
@@ -82,6 +104,8 @@ class Header(msgspec.Struct, omit_defaults=True):
     """For which moment that was."""
     flow: Place | None = None
     """Set for a step of a workflow."""
+    unique: Unique | None = None
+    """Set for a call that is not to meet others."""
 
 
 class Message(msgspec.Struct, frozen=True):

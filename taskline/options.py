@@ -34,6 +34,13 @@ class TaskOptions(TypedDict, total=False):
     serializer: str | None
     ack: Literal["late", "early"]
     durable: bool
+    unique: Literal["until_start", "until_end"] | float | None
+    unique_by: str | Sequence[str] | Callable[..., Any] | None
+    unique_for: float | None
+    on_duplicate: Literal["join", "drop", "replace"] | None
+    throttle: float | None
+    debounce: float | None
+    max_wait: float | None
     middleware: Sequence[Middleware]
 
 
@@ -52,10 +59,20 @@ class SendOptions(TypedDict, total=False):
     retry: Any
     headers: Mapping[str, Any] | None
     task_id: str | None
+    idempotency_key: str | None
+    unique: Literal["until_start", "until_end", False] | float | None
+    unique_key: str | None
+    unique_for: float | None
+    on_duplicate: Literal["join", "drop", "replace"] | None
+    throttle: float | None
+    debounce: float | None
+    max_wait: float | None
 
 
 TASK_OPTIONS = (*TaskOptions.__annotations__, "bind")
 SEND_OPTIONS = tuple(SendOptions.__annotations__)
+UNIQUE_OPTIONS = SEND_OPTIONS[SEND_OPTIONS.index("idempotency_key") :]
+"""Those that `taskline.unique` understands."""
 
 
 class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,6 +92,9 @@ class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: dict[str, Any] | None = None
     headers: dict[str, Any] = {}
     task_id: str | None = None
+    rule: Any = None
+    """Which other calls it is not to meet, a `taskline.unique.Rule`; steps of workflows, which
+    travel, have none."""
     plain: bool = True
     """Nothing but queue, priority and serializer is set: the usual case."""
 
@@ -87,7 +107,13 @@ class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         given = {option: value for option, value in given.items() if value is not None}
         changes: dict[str, Any] = {}
         for option, value in given.items():
-            changes[option] = _CHECKS[option](option, value)
+            if option in _CHECKS:
+                changes[option] = _CHECKS[option](option, value)
+        rules = {option: given[option] for option in UNIQUE_OPTIONS if option in given}
+        if rules:
+            from taskline.unique import changed
+
+            changes["rule"] = changed(self.rule, rules)
         if "countdown" in given and "eta" in given:
             raise ConfigurationError("countdown and eta are both given: give one of them")
         if "countdown" in given:
@@ -224,6 +250,13 @@ def _check_times(options: CallOptions) -> None:
     ):
         if end is not None and begin is not None and end <= begin:
             raise ConfigurationError("expires is not after eta or countdown: it would never run")
+    wait = None if options.rule is None else options.rule.wait
+    if wait is not None and (options.eta is not None or options.countdown is not None):
+        raise ConfigurationError("debounce says when it runs: leave out eta and countdown")
+    if wait is not None and options.expires is not None and options.expires <= wait:
+        raise ConfigurationError(
+            f"expires={options.expires!r} is not more than debounce={wait!r}: it would never run"
+        )
     if options.timeout is not None and options.soft_timeout is not None:
         check_timeouts(options.timeout, options.soft_timeout)
 

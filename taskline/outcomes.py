@@ -93,6 +93,11 @@ def retrying(
     return _telling(codec, header, m.RETRY, error, {**known, "retry_at": retry_at})
 
 
+def revocation(why: str) -> dict[str, Any]:
+    """The error of an outcome that tells why a task was revoked."""
+    return {"type": "taskline.errors.TaskRevoked", "message": why}
+
+
 def more_errors(header: Header, error: BaseException) -> list[str]:
     """The header's list of failed attempts with this one added; ten at most."""
     return [*header.errors, error_line(error)][-_MOST_ERRORS:]

@@ -45,7 +45,7 @@ class AsyncResult(Generic[R]):
     Reading needs a result backend; without one every reading raises `NoResult`.
     """
 
-    __slots__ = ("_final", "_header", "app", "id")
+    __slots__ = ("_final", "_header", "app", "duplicate", "id")
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class AsyncResult(Generic[R]):
         """Made by `delay()` and the like, or by `app.AsyncResult(id)`."""
         self.app = app
         self.id = id
+        self.duplicate = False
+        """Whether another call had its key: then that one's result, or none if it was dropped."""
         self._header = header
         self._final = final
 
@@ -322,7 +324,8 @@ def exception_of(header: OutcomeHeader) -> Exception:
     """What `get()` raises for a task that did not succeed."""
     name = f"task {header.task} {header.id}"
     if header.state == REVOKED:
-        return TaskRevoked(f"{name} was revoked")
+        why = "" if header.error is None else f": {header.error.get('message')}"
+        return TaskRevoked(f"{name} was revoked{why}")
     if header.state == EXPIRED:
         return TaskExpired(f"{name} was not started before it expired")
     return rebuild_error(header.error or {"message": f"{name} failed"})
@@ -363,7 +366,7 @@ class ResultSet(Generic[R]):
             left = None if until is None else max(0.0, until - self.app.clock.monotonic())
             found = chunk[0]._kept().waiters.wait([each.id for each in chunk], left)
             self._keep(chunk, found)
-            if len(found) < len(chunk):
+            if len(found) < len(chunk) and any(each._final is None for each in chunk):
                 raise self._timed_out(timeout)
         return [each.get() for each in self._results]
 
@@ -375,7 +378,7 @@ class ResultSet(Generic[R]):
             waiters = chunk[0]._kept().waiters
             found = await waiters.wait_async([each.id for each in chunk], left)
             self._keep(chunk, found)
-            if len(found) < len(chunk):
+            if len(found) < len(chunk) and any(each._final is None for each in chunk):
                 raise self._timed_out(timeout)
         return [await each.aget() for each in self._results]
 

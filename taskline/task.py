@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import update_wrapper
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+import msgspec
 
 from taskline import options as check
 from taskline.batch import CHUNK
@@ -103,7 +106,9 @@ class Calls(Generic[P, R]):
         `retry`, `timeout`, `soft_timeout`, `result_ttl` (seconds), `serializer`: instead of
         the task's own. `headers`: JSON values that the task finds in its request.
         `task_id`: an id of your own; a second call with it, while the first is still
-        stored, changes nothing. Raises `ConfigurationError`.
+        stored, changes nothing. `idempotency_key`: a second call with it gets the result of
+        the first. `unique`, `throttle`, `debounce` and what goes with them: as in `app.task`;
+        `unique=False` for none, `unique_key` for a key of your own. Raises `ConfigurationError`.
         """
         queue = options.get("queue")
         if queue is not None and options.get("serializer") is None:
@@ -145,6 +150,11 @@ class Calls(Generic[P, R]):
     ) -> TaskStep[Any, Any]:
         from taskline.workflows.steps import TaskStep
 
+        if self._options.rule is not None:
+            raise ConfigurationError(
+                f"{self.name} is unique, throttled or debounced, and each step of a workflow must "
+                "run: .options(unique=False) before s() or si() makes it a step like others"
+            )
         return TaskStep(
             self.app, self.name, self._signature, self._options, args, kwargs, immutable=immutable
         )
@@ -169,6 +179,8 @@ class Calls(Generic[P, R]):
         )
         if not options.plain:
             apply_options(options, header, now)
+            if options.rule is not None:
+                options.rule.mark(app, header, self._signature, args, kwargs, now)
         request = running()
         if request is not None:
             parent = request.header
@@ -181,10 +193,23 @@ class Calls(Generic[P, R]):
 
     def _send(self, message: Message) -> AsyncResult[R]:
         app = self.app
+        if message.header.unique is not None:
+            return self._send_unique([message])[0]
         if app.settings.eager:
             return app.run_here(message)
         app.send((message,))
         return AsyncResult(app, message.header.id, header=message.header)
+
+    def _send_unique(self, messages: Sequence[Message]) -> list[AsyncResult[R]]:
+        from taskline import claims
+
+        app = self.app
+        if app.settings.eager:
+            return [claims.run_eagerly(app, each) for each in messages]
+        found: list[AsyncResult[R]]
+        found = [AsyncResult(app, each.header.id, header=each.header) for each in messages]
+        claims.deliver(app, messages, found)
+        return found
 
     def _send_all(self, calls: Iterable[tuple[Any, ...]]) -> ResultSet[R]:
         if self._options.task_id is not None:
@@ -193,6 +218,11 @@ class Calls(Generic[P, R]):
             return ResultSet(self.app, [self._send(each) for each in self._messages(calls)])
         results: list[AsyncResult[R]] = []
         chunk: list[Message] = []
+        if self._options.rule is not None:
+            every = self._messages(calls)
+            while chunk := list(islice(every, CHUNK)):
+                results += self._send_unique(chunk)
+            return ResultSet(self.app, results)
         header: Header | None = None  # one for all, since a million of them would weigh
         for message in self._messages(calls):
             header = header or message.header
@@ -246,6 +276,7 @@ class Task(Calls[P, R]):
         batch: int | None = None,
         batch_wait: float | None = None,
         middleware: Sequence[Middleware] = (),
+        **rules: Any,
     ) -> None:
         settings = app.settings
         self.function = function
@@ -300,6 +331,10 @@ class Task(Calls[P, R]):
         own = _name(app, function) if name is None else check.identifier("name", name)
         defaults = CallOptions(self.queue, self.priority, self.serializer)
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
+        if rules:
+            options = msgspec.structs.replace(
+                options, rule=task_rule(rules, self.signature), plain=False
+            )
         super().__init__(app, own, self.signature, options)
         update_wrapper(cast(Any, self), function, updated=())
 
@@ -323,6 +358,11 @@ class Task(Calls[P, R]):
         call = self.body if self.batch else self._call
         result: R = call(*((self, *args) if self.bind else args), **kwargs)
         return result
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether its calls are unique, throttled or debounced."""
+        return self._options.rule is not None
 
     def hook_up(self) -> None:
         """Take over the app's middleware, around the task's own."""
@@ -390,6 +430,17 @@ def replaces(new: Task[..., Any], old: Task[..., Any]) -> bool:
 def _place(function: Callable[..., Any]) -> tuple[str, int] | None:
     code = getattr(function, "__code__", None)
     return None if code is None else (code.co_filename, code.co_firstlineno)
+
+
+def task_rule(given: dict[str, Any], signature: TaskSignature) -> Any:
+    """The rule by which calls of a task are unique; None when there is none."""
+    from taskline.unique import changed, check_names
+
+    given = {option: value for option, value in given.items() if value is not None}
+    rule = changed(None, given) if given else None
+    if rule is not None:
+        check_names(rule, signature)
+    return rule
 
 
 def _own(option: str, value: float | None, default: float | None) -> float | None:

@@ -16,6 +16,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
+from taskline import claims
 from taskline.batch import CHUNK
 from taskline.errors import TasklineError, TransportError
 from taskline.message import Message
@@ -171,7 +172,7 @@ class Scheduler:
                 fresh, done[name] = self._collect(each, hold, now)
                 messages += fresh
         for start in range(0, len(messages), CHUNK):
-            self._app.send(messages[start : start + CHUNK])
+            claims.send(self._app, messages[start : start + CHUNK])
         self._progress.update(done)
         self._unsaved = True
         for name in done:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from taskline import claims
 from taskline.config import nearest
 from taskline.errors import ConfigurationError
 from taskline.result import AsyncResult
@@ -117,8 +118,12 @@ class Schedules:
         """Send a message of this schedule now, paused or not. It does not count as a repeat."""
         app = self._app
         message = self._find(name, self._store.book()).now(app)
-        app.send((message,))
-        return AsyncResult(app, message.header.id, header=message.header)
+        result: AsyncResult[Any] = AsyncResult(app, message.header.id, header=message.header)
+        if message.header.unique is None:
+            app.send((message,))
+        else:
+            claims.deliver(app, (message,), (result,))
+        return result
 
     def list(self) -> list[ScheduleInfo]:
         """All schedules, sorted by name: those declared where this is called, and the stored."""

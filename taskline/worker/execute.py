@@ -60,6 +60,11 @@ class _NotNow(Exception):
     """The backend could not be reached, for the reason given as the cause."""
 
 
+class NotToRun(Exception):
+    """A message whose task must not run: another call has its place, as the text says; without
+    a text, the task has ended under the same id."""
+
+
 class StepState:
     """What is known of a step of a workflow on its way through this process."""
 
@@ -86,6 +91,7 @@ class Job:
     __slots__ = (
         "abandoned",
         "body",
+        "claim",
         "deadline",
         "delay",
         "delivery",
@@ -137,6 +143,8 @@ class Job:
         self.successor: Message | None = None
         self.letter: DeadLetter | None = None
         self.delay = 0.0
+        self.claim: bytes | None = None
+        """Of a unique call: what its run holds under its key; None before it began."""
         self.step: StepState | None = None
         """Set for a step of a workflow."""
         self.outranked = False
@@ -196,6 +204,7 @@ class Job:
         twin = Job(self.delivery, self.header, self.body, self.task)
         twin.request = self.request
         twin.step = self.step
+        twin.claim = self.claim
         twin.started = self.started
         twin.early = self.early
         twin.interrupted = self.interrupted
@@ -252,6 +261,8 @@ class Runner:
         assert task is not None
         assert header is not None
         try:
+            if header.unique is not None:
+                self._claim(job)
             args, kwargs = self._arguments(header, job.body)
             if header.flow is not None:
                 args, kwargs = self._with_results(job, args, kwargs)
@@ -291,6 +302,8 @@ class Runner:
         assert task is not None
         assert header is not None
         try:
+            if header.unique is not None:
+                await to_thread(self._claim, job)
             args, kwargs = self._arguments(header, job.body)
             if header.flow is not None:
                 args, kwargs = await to_thread(self._with_results, job, args, kwargs)
@@ -313,6 +326,15 @@ class Runner:
             self.failed(job, error)
         else:
             self.succeeded(job, value)
+
+    def _claim(self, job: Job) -> None:
+        """Begin the run of a unique call: raises as `claims.begin`, and `_NotNow`."""
+        from taskline.worker.claims import begin
+
+        try:
+            begin(self._app, job)
+        except TransportError as error:
+            raise _NotNow from error
 
     def _with_results(
         self, job: Job, args: Sequence[Any], kwargs: dict[str, Any]
@@ -338,6 +360,8 @@ class Runner:
         task, header = job.task, job.header
         assert task is not None
         assert header is not None
+        if header.unique is not None:
+            self._claim(job)
         args, kwargs = self._arguments(header, job.body)
         if header.flow is not None:
             args, kwargs = self._with_results(job, args, kwargs)
@@ -429,6 +453,12 @@ class Runner:
             log.warning("task %s is handed back: %s", job.delivery.id, error.__cause__)
             job.verdict, job.delay, job.finished = RELEASE, _PAUSE, 0.0
             return
+        if isinstance(error, NotToRun):
+            if str(error):
+                self.revoked(job, str(error))
+            else:
+                job.verdict = ACK
+            return
         if job.interrupted is not None and type(error) is type(job.interrupted):
             # In a thread only the class can be raised; the text is here.
             error = job.interrupted.with_traceback(error.__traceback__)
@@ -436,7 +466,7 @@ class Runner:
                 self.revoked(job)
                 return
         if job.request is None and isinstance(
-            error, (InvalidArguments, SerializationError, NoResult)
+            error, (ConfigurationError, InvalidArguments, SerializationError, NoResult)
         ):
             self.bury(job, error, str(error))
             return
@@ -453,10 +483,10 @@ class Runner:
         else:
             self._again(job, header, error, delay)
 
-    def revoked(self, job: Job) -> None:
+    def revoked(self, job: Job, why: str = "") -> None:
         """The task was revoked: before it ran, or while it did."""
-        self._log("revoked", "task %s[%s] was revoked", *_named(job))
-        self._end(job, REVOKED)
+        self._log("revoked", "task %s[%s] was revoked%s", *_named(job), why and f": {why}")
+        self._end(job, REVOKED, why)
 
     def expired(self, job: Job) -> None:
         """The message was received after its `expires`."""
@@ -530,11 +560,13 @@ class Runner:
         """One line for an event of a task's life, at the level that the settings give it."""
         log.log(self._levels[event], line, *args, exc_info=exc_info)
 
-    def _end(self, job: Job, state: str) -> None:
+    def _end(self, job: Job, state: str, why: str = "") -> None:
         header = job.header
         assert header is not None
         job.finished = self.now()
         known = self._known(job)
+        if why:
+            known["error"] = outcomes.revocation(why)
         self._tell(job, header, lambda: outcomes.outcome(self._codec, header, state, **known))
         job.verdict = ACK
 

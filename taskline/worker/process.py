@@ -72,6 +72,7 @@ class Worker:
         mark_log_records()
         import_included(app)
         settings = app.settings
+        check_keys(app)
         self.app = app
         self.name = options.name or f"{socket.gethostname()}-{os.getpid()}"
         self.consumer = consumer or f"{self.name}-{secrets.token_hex(4)}"
@@ -221,6 +222,15 @@ def scheduler_for(app: Taskline) -> Scheduler | None:
         if app.periodics:
             raise ConfigurationError(f"{error}; or start the worker with --no-schedule") from None
         return None
+
+
+def check_keys(app: Taskline) -> None:
+    """Raise `ConfigurationError` for tasks that need keys where the app can keep none."""
+    for task in app.tasks.values():
+        if task.is_unique:
+            from taskline.unique import check_place
+
+            check_place(app, task.name)
 
 
 def served_queues(app: Taskline) -> list[str]:

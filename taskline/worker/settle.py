@@ -46,6 +46,8 @@ class Settlements:
         """Whether transport and backend are one store."""
         self._copies = not transport.capabilities.idempotent
         self.held: dict[Delivery, Job] = {}
+        self._claims: list[Job] = []
+        """Jobs of unique calls that come to their end: then their keys are free."""
         self._pending: dict[str, list[Job]] = {ACK: [], REPLACE: [], BURY: [], RELEASE: []}
 
     def add(self, job: Job) -> None:
@@ -54,6 +56,8 @@ class Settlements:
             self._tell(job)
         if job.early or job.delivery in self.held:
             self._pending[job.verdict].append(job)
+            if job.header is not None and job.header.unique is not None:
+                self._claims.append(job)
         else:
             log.warning(
                 "task %s[%s] outcome dropped: its lease was lost and another run has replaced it",
@@ -79,6 +83,17 @@ class Settlements:
             self._replace()
         if pending[BURY]:
             self._bury()
+        if self._claims:
+            self._free()
+
+    def _free(self) -> None:
+        """Give back the keys of unique calls that have ended and are settled."""
+        from taskline.worker.claims import free
+
+        ended = [job for job in self._claims if job.delivery not in self.held]
+        if self._backend is not None:
+            free(self._backend.keys(), [job for job in ended if job.verdict in (ACK, BURY)])
+        self._claims = [job for job in self._claims if job.delivery in self.held]
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
         """Release deliveries that no job was made of yet, at the next flush."""

@@ -1,0 +1,119 @@
+"""Calls that are not to meet others, where they run: see `taskline.claims`.
+
+`begin` is called by the slot right before the task's code, `free` by the I/O thread once
+the message is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from taskline.backends.keys import KeyStore
+from taskline.claims import STARTED, TRIES, Claim, read, replaced_by
+from taskline.errors import BackendError
+from taskline.message import FINAL_STATES
+from taskline.unique import check_place
+from taskline.worker.execute import Job, NotToRun
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+    from taskline.message import Header, Unique
+
+BEGUN = b"begun"
+"""In place of a claim: the run began, and holds none."""
+
+
+def begin(app: Taskline, job: Job) -> None:
+    """Note that the run begins; raises `NotToRun` if it must not, and `TransportError`.
+
+    Only what is known for sure keeps a message from running: that its task has ended under
+    the same id, or that a later call has taken its place.
+    """
+    header = job.header
+    assert header is not None
+    unique = header.unique
+    assert unique is not None
+    check_place(app, header.task)
+    again = job.delivery.deliveries > 1 or header.attempt > 1
+    if unique.until == "time":
+        _check_repetition(app, header, again)
+        job.claim = BEGUN
+        return
+    keys = app.require_backend().keys()
+    for _ in range(TRIES):
+        found = keys.get(unique.key)
+        claim = read(unique.key, found)
+        if unique.until == "newer":
+            job.claim = _begin_newest(app, keys, header, unique, found, claim)
+        else:
+            job.claim = _begin_first(app, keys, header, unique, found, claim, again)
+        if job.claim is not None:
+            return
+    raise BackendError(f"the key {unique.key!r} is being changed by too many")
+
+
+def _begin_first(
+    app: Taskline,
+    keys: KeyStore,
+    header: Header,
+    unique: Unique,
+    found: bytes | None,
+    claim: Claim | None,
+    again: bool,
+) -> bytes | None:
+    """What the job holds now; None if it must be tried again."""
+    own = claim is not None and claim.id == header.id
+    if claim is None or not own or claim.phase == STARTED:
+        _check_repetition(app, header, again)
+    if unique.until == "start":
+        return BEGUN if not own or keys.swap(unique.key, found, None, None) else None
+    if claim is not None and not own:
+        return BEGUN
+    # Its moment makes it this run's own: one that lost its lease does not free it.
+    mine = Claim(header.id, STARTED, app.now(), unique.print).written()
+    return mine if keys.swap(unique.key, found, mine, unique.ttl) else None
+
+
+def _begin_newest(
+    app: Taskline,
+    keys: KeyStore,
+    header: Header,
+    unique: Unique,
+    found: bytes | None,
+    claim: Claim | None,
+) -> bytes | None:
+    mine = Claim(header.id, STARTED, app.now(), "", unique.turn, 0.0, header.sent)
+    if claim is not None:
+        if claim.rank > mine.rank:
+            raise NotToRun(replaced_by(claim.id))
+        if claim.rank == mine.rank and claim.phase == STARTED:
+            return BEGUN
+        mine = msgspec.structs.replace(mine, first=claim.first)
+    return BEGUN if keys.swap(unique.key, found, mine.written(), unique.ttl) else None
+
+
+def _check_repetition(app: Taskline, header: Header, again: bool) -> None:
+    """Raise `NotToRun` for a second message of a task that has ended."""
+    if again:
+        return
+    found = app.require_backend().fetch([header.id]).get(header.id)
+    if found is not None and found.state in FINAL_STATES:
+        raise NotToRun("")
+
+
+def free(keys: KeyStore, jobs: Iterable[Job]) -> None:
+    """Give back the keys of these jobs, which have ended and are settled."""
+    for job in jobs:
+        unique = None if job.header is None else job.header.unique
+        if unique is None or unique.until == "time" or job.claim == BEGUN:
+            continue
+        found = job.claim
+        if found is None:  # it ended without a run: revoked, expired, refused
+            found = keys.get(unique.key)
+            claim = read(unique.key, found)
+            if claim is None or claim.id != job.delivery.id or claim.phase == STARTED:
+                continue
+        keys.swap(unique.key, found, None, None)

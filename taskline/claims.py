@@ -57,6 +57,7 @@ class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
     first: float = 0.0
     """When the first of those was called which this one stands for."""
     sent: float = 0.0
+    """As in the header of its message."""
 
     @property
     def rank(self) -> tuple[int, str]:
@@ -144,7 +145,7 @@ class _Sending:
 
     def _claim(self, message: Message, unique: Unique, result: AsyncResult[Any]) -> None:
         keys, header, now = self._keys, message.header, self._app.now()
-        mine = Claim(header.id, SENDING, now, unique.print)
+        mine = Claim(header.id, SENDING, now, unique.print, sent=header.sent)
         raw = mine.written()
         for _ in range(TRIES):
             if keys.set(unique.key, raw, unique.ttl, if_absent=True):
@@ -167,7 +168,7 @@ class _Sending:
             if claim.id not in self._own and self._is_unsure(unique, claim, now):
                 if not self._idempotent and self._moves(unique.key, found):
                     continue
-                again = msgspec.structs.replace(header, id=claim.id)
+                again = msgspec.structs.replace(header, id=claim.id, sent=claim.sent)
                 _, body = self._app.codec.open(message.frame)
                 message = self._app.codec.reframe(again, body)
                 self._messages.append(message)

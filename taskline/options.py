@@ -129,6 +129,12 @@ class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         usual = CallOptions(found.queue, found.priority, found.serializer, plain=False)
         return msgspec.structs.replace(found, plain=found == usual)
 
+    def under(self, rule: Any) -> CallOptions:
+        """These options with a rule of `taskline.unique`; raises as `changed`."""
+        found = msgspec.structs.replace(self, rule=rule, plain=self.plain and rule is None)
+        _check_times(found)
+        return found
+
 
 def refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Raise `ConfigurationError` for a name that is no option, with the nearest that is."""

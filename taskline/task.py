@@ -8,8 +8,6 @@ from functools import update_wrapper
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-import msgspec
-
 from taskline import options as check
 from taskline.batch import CHUNK
 from taskline.context import Request, require, running
@@ -332,9 +330,7 @@ class Task(Calls[P, R]):
         defaults = CallOptions(self.queue, self.priority, self.serializer)
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
         if rules:
-            options = msgspec.structs.replace(
-                options, rule=task_rule(rules, self.signature), plain=False
-            )
+            options = options.under(_rule(rules, self.signature))
         super().__init__(app, own, self.signature, options)
         update_wrapper(cast(Any, self), function, updated=())
 
@@ -432,7 +428,7 @@ def _place(function: Callable[..., Any]) -> tuple[str, int] | None:
     return None if code is None else (code.co_filename, code.co_firstlineno)
 
 
-def task_rule(given: dict[str, Any], signature: TaskSignature) -> Any:
+def _rule(given: dict[str, Any], signature: TaskSignature) -> Any:
     """The rule by which calls of a task are unique; None when there is none."""
     from taskline.unique import changed, check_names
 

@@ -17,7 +17,7 @@ from taskline import compression, serializers
 from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import SerializationError
-from taskline.message import FINAL_STATES, RETRY, STARTED, Header, OutcomeHeader, Place
+from taskline.message import FINAL_STATES, RETRY, STARTED, Header, OutcomeHeader, Place, Unique
 
 PAGE = (Path(taskline.__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
 VECTORS = [
@@ -77,6 +77,7 @@ TYPES = {
     "object of string or null": dict[str, str] | None,
     "array of string": list[str],
     "place or null": Place | None,
+    "key or null": Unique | None,
     "reference or null": Any,
 }
 

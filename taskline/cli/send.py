@@ -66,6 +66,11 @@ class TakesValues(click.Command):
 @click.option(
     "--id", "task_id", metavar="ID", help="An id of your own: sending it twice runs once."
 )
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Sending it again with this key gives the first's result.",
+)
 @click.option("--wait", type=duration, help="Wait so long for the result, and print it.")
 @broker_options
 @common_options

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from taskline.app import Taskline
     from taskline.message import Header, Unique
 
+AFTER = 3600.0
+"""Seconds for which it is known that the newest has begun: older ones that come late do not run."""
 BEGUN = b"begun"
 """In place of a claim: the run began, and holds none."""
 
@@ -73,7 +75,7 @@ def _begin_first(
     if claim is not None and not own:
         return BEGUN
     # Its moment makes it this run's own: one that lost its lease does not free it.
-    mine = Claim(header.id, STARTED, app.now(), unique.print).written()
+    mine = Claim(header.id, STARTED, app.now(), unique.print, sent=header.sent).written()
     return mine if keys.swap(unique.key, found, mine, unique.ttl) else None
 
 
@@ -92,7 +94,8 @@ def _begin_newest(
         if claim.rank == mine.rank and claim.phase == STARTED:
             return BEGUN
         mine = msgspec.structs.replace(mine, first=claim.first)
-    return BEGUN if keys.swap(unique.key, found, mine.written(), unique.ttl) else None
+    ttl = min(unique.ttl, AFTER + (unique.max_wait or unique.wait or 0.0))
+    return BEGUN if keys.swap(unique.key, found, mine.written(), ttl) else None
 
 
 def _check_repetition(app: Taskline, header: Header, again: bool) -> None:
@@ -100,7 +103,8 @@ def _check_repetition(app: Taskline, header: Header, again: bool) -> None:
     if again:
         return
     found = app.require_backend().fetch([header.id]).get(header.id)
-    if found is not None and found.state in FINAL_STATES:
+    # An id of the user's own may be used again: then its message was sent later.
+    if found is not None and found.state in FINAL_STATES and found.sent >= header.sent:
         raise NotToRun("")
 
 

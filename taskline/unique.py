@@ -60,7 +60,7 @@ class Rule(msgspec.Struct, frozen=True):
         `SerializationError` for arguments that give no key.
         """
         if not app.settings.eager:
-            check_place(app, header.task)
+            check_place(app, header.task, header.queue)
         given = self.given
         ttl, print_ = self.ttl, ""
         if "idempotency_key" in given:
@@ -194,17 +194,23 @@ def check_names(rule: Rule, signature: TaskSignature) -> None:
                 )
 
 
-def check_place(app: Taskline, task: str) -> None:
-    """Raise `ConfigurationError` when this app can keep no keys for such a task."""
-    why = why_no_keys(app)
-    if not why and app.settings.protocol != "taskline":
-        why = f"speaks protocol={app.settings.protocol!r}, whose messages carry no keys"
-    if why:
-        raise ConfigurationError(
-            f"the app {app.name} {why}: a task that is unique, throttled, debounced or has an "
-            f"idempotency_key ({task}) needs a result backend that does, such as "
+def check_place(app: Taskline, task: str, queue: str) -> None:
+    """Raise `ConfigurationError` when this app can keep no keys for such a task in this queue."""
+    why, route = why_no_keys(app), app.queues.routes.get(queue)
+    if app.queues.protocol(queue) == "celery":
+        hint = f"the queue {queue} has Celery's messages, which carry no keys: use another queue"
+    elif route is not None and route.plain:
+        hint = f"the queue {queue} has plain messages, which carry no keys: use another queue"
+    elif why:
+        hint = (
+            f"the app {app.name} {why}: give it one that keeps keys, such as "
             'backend="sqlite:///shop.db"'
         )
+    else:
+        return
+    raise ConfigurationError(
+        f"{task} is unique, throttled or debounced, or called with an idempotency_key, and {hint}"
+    )
 
 
 def _key(

@@ -38,7 +38,7 @@ def begin(app: Taskline, job: Job) -> None:
     assert header is not None
     unique = header.unique
     assert unique is not None
-    check_place(app, header.task)
+    check_place(app, header.task, header.queue)
     again = job.delivery.deliveries > 1 or header.attempt > 1
     if unique.until == "time":
         _check_repetition(app, header, again)

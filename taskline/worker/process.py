@@ -230,7 +230,7 @@ def check_keys(app: Taskline) -> None:
         if task.is_unique:
             from taskline.unique import check_place
 
-            check_place(app, task.name)
+            check_place(app, task.name, task.queue)
 
 
 def served_queues(app: Taskline) -> list[str]:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from taskline.backends.base import Backend
     from taskline.backends.keys import KeyStore
+    from taskline.control import Control, WorkerInfo
     from taskline.kv import KeyValues
     from taskline.lock import Lock
     from taskline.options import SendOptions, TaskOptions
@@ -480,6 +481,22 @@ class Taskline:
         finally:
             above, self.resources = self.resources, before
             above.close()
+
+    # Workers
+
+    @property
+    def control(self) -> Control:
+        """The workers of this app: see them, ask them, and tell them what to do."""
+        from taskline.control import Control
+
+        return Control(self)
+
+    def workers(self) -> list[WorkerInfo]:
+        """The workers of this app, as each was some seconds ago. See `control` for more.
+
+        Raises `ConfigurationError` when the app has no result backend that keeps keys.
+        """
+        return self.control.workers()
 
     # Results
 

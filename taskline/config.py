@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, kw_only=True):
     """A URL, several (unclustered nodes), or a connector mapping."""
     backend: str | list[str] | dict[str, Any] | None = None
     """Where outcomes are kept, in the forms of `broker`; None keeps no results."""
+    version: str = ""
+    """Of your code, as `taskline inspect` shows it for each worker."""
     queue: str = "default"
     """The queue of tasks that name none."""
     protocol: Literal["taskline", "celery"] = "taskline"

@@ -35,6 +35,8 @@ COMMANDS = {
     "dead": "dead",
     "purge": "queues:purge",
     "schedule": "schedule",
+    "inspect": "inspect",
+    "control": "control",
     "ping": "ping",
     "health": "health",
     "tasks": "tasks",

@@ -116,6 +116,11 @@ SHOWN = 5
     type=click.Path(dir_okay=False),
     help="Say here, once a second, how the worker is: `taskline health` reads it.",
 )
+@click.option(
+    "--http",
+    metavar="HOST:PORT",
+    help="Say here how the worker is: /livez, /readyz and /metrics.",
+)
 @click.option("--pidfile", type=click.Path(dir_okay=False), help="Write the process id here.")
 @click.option(
     "--start-method",

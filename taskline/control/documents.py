@@ -7,7 +7,6 @@ it is for: what stands under one key is refused under another.
 from __future__ import annotations
 
 import random
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,23 +81,39 @@ class Documents:
         except msgspec.ValidationError as error:
             raise SerializationError(f"the key {key!r}: {error}") from None
 
-    def change(self, key: str, kind: type[T], new: T, alter: Callable[[T], T]) -> T:
-        """Replace the document by what `alter` makes of it, or of `new` when there is none.
+    def attempt(
+        self,
+        keys: KeyStore,
+        key: str,
+        kind: type[T],
+        alter: Callable[[T], T],
+        *,
+        mend: bool = False,
+    ) -> T | None:
+        """Replace the document by what `alter` makes of it, or of an empty one.
 
-        Returns what it is then. Raises `BackendError` when others do not let it through.
+        Returns what it is then; None when another has changed it in between. With `mend`
+        one that cannot be read counts as empty, else that raises, as `read`.
         """
-        keys, clock, token = self.keys(), self._app.clock, secrets.token_hex(8)
+        raw = keys.get(key)
+        try:
+            value = kind() if raw is None else self.read(key, raw, kind)
+        except SerializationError:
+            if not mend:
+                raise
+            value = kind()
+        value = alter(value)
+        return value if keys.swap(key, raw, self.frame(key, value), None) else None
+
+    def change(self, key: str, kind: type[T], alter: Callable[[T], T]) -> T:
+        """As `attempt`, until it is done; `alter` may be called more than once.
+
+        Raises `BackendError` when others do not let it through.
+        """
+        keys, clock = self.keys(), self._app.clock
         by = clock.monotonic() + CHANGE_WITHIN
-        while keys.acquire(key, token, CHANGE_WITHIN).token != token:
+        while (value := self.attempt(keys, key, kind, alter)) is None:
             if clock.monotonic() >= by:
                 raise BackendError(f"the key {key!r} is being changed by others: try again")
-            clock.sleep(random.uniform(0.01, 0.05))
-        try:
-            raw = keys.get(key)
-            value = alter(new if raw is None else self.read(key, raw, kind))
-            if not keys.renew(key, token, CHANGE_WITHIN):
-                raise BackendError(f"changing the key {key!r} took too long: nothing was changed")
-            keys.set(key, self.frame(key, value), None)
-            return value
-        finally:
-            keys.release(key, token)
+            clock.sleep(random.uniform(0.0, 0.02))
+        return value

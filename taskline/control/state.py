@@ -9,9 +9,14 @@ import msgspec
 
 from taskline.backends.keys import next_fence
 from taskline.control.documents import Documents
+from taskline.control.records import Order
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
+
+
+ORDERS_KEPT, ORDERS_FOR = 100, 60.0
+"""How many orders are kept at most, and for how many seconds, until another is given."""
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -23,6 +28,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     """Queues of which workers take nothing."""
     rates: dict[str, str] = {}
     """Rates that hold in place of those in the code, by task: `10/s`."""
+    orders: list[Order] = []
+    """What some workers were told of late; each obeys an order once."""
     ends: dict[str, float] = {}
     """When paused queues go on by themselves, Unix seconds."""
 
@@ -59,4 +66,13 @@ class States:
             version = next_fence(state.version, self._app.clock.time())
             return msgspec.structs.replace(alter(state), version=version)
 
-        return self.documents.change(self.key, State, State(), next_version)
+        return self.documents.change(self.key, State, next_version)
+
+    def order(self, order: Order) -> None:
+        """Give an order. Its workers find it within 2 seconds; raises as `get`."""
+
+        def add(state: State) -> State:
+            kept = [old for old in state.orders if old.issued > order.issued - ORDERS_FOR]
+            return msgspec.structs.replace(state, orders=[*kept[1 - ORDERS_KEPT :], order])
+
+        self.change(add)

@@ -180,6 +180,8 @@ class IOThread:
                     return
         finally:
             self._herald.close()
+            if self._remote is not None and not self._outage.lasts:
+                self._remote.close()
             for resource in (transport, backend):
                 if resource is not None:
                     resource.close()
@@ -220,6 +222,16 @@ class IOThread:
         )
         if self.async_slots is not None:
             self._app.resources.loop = self.async_slots.open()
+        if self._remote is not None:
+            self._remote.report(
+                self._consumer,
+                self._queues,
+                self._settlements,
+                self._watch,
+                self._prefetch,
+                self.slots,
+                self.async_slots,
+            )
         now = self._taken_at = self._fed_at = self._starved_at = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:
@@ -233,7 +245,7 @@ class IOThread:
         """
         now = self._clock.monotonic()
         if self._ledger is not None:
-            self._ledger.beat(now)
+            self._ledger.beat(now, *self._settlements.counts.values())
         self._event.clear()
         self._collect()
         running = self._watch.running()
@@ -245,7 +257,7 @@ class IOThread:
         if self._lifetime is not None and not self.recycle:
             self.recycle = self._lifetime.over(now)
             if self.recycle:
-                log.info("this process will be replaced: %s", self.recycle)
+                log.info("this process ends after what it runs: %s", self.recycle)
                 if self._ledger is not None:
                     self._ledger.mark_leaving(now)
                 self.stop(math.inf)
@@ -285,7 +297,7 @@ class IOThread:
         self._hand_back_stuck(now)
         self._quarantine.place()
         if self._remote is not None:
-            self.state = self._remote.look(now)
+            self.state = self._remote.look(now, self.stopping)
             if self.state.paused or self._turns.paused:
                 self._heed_pauses()
         if self._stop_by is not None and self._ended(now, self._stop_by):

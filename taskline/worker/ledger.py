@@ -20,8 +20,10 @@ CONDEMNED = 64
 # Native layout: an aligned double is written and read whole.
 _RECORD = struct.Struct(f"@dd{ID_BYTES}s")
 _FLAG = _DEADLINE = struct.Struct("@d")
-_HEAD = 3 * _FLAG.size
-"""Three times: when the process was ready, when it took no more, its last sign of life."""
+_SIGN = struct.Struct("@dddd")
+_HEAD = 2 * _FLAG.size + _SIGN.size
+"""Three times: when the process was ready, when it took no more, its last sign of life; and with
+that how many messages ended well, were put back for another attempt and failed for good."""
 _NOTHING = bytes(_RECORD.size)
 
 
@@ -130,14 +132,20 @@ class Ledger:
     def leaving(self) -> bool:
         return bool(_FLAG.unpack_from(self._map, _FLAG.size)[0])
 
-    def beat(self, now: float) -> None:
-        """Give a sign of life of the I/O thread."""
-        _FLAG.pack_into(self._map, 2 * _FLAG.size, now)
+    def beat(self, now: float, done: int = 0, retried: int = 0, failed: int = 0) -> None:
+        """Give a sign of life of the I/O thread, with what it has counted so far."""
+        _SIGN.pack_into(self._map, 2 * _FLAG.size, now, done, retried, failed)
 
     @property
     def beaten(self) -> float:
         """When the last sign of life was given, by the monotonic clock."""
         return float(_FLAG.unpack_from(self._map, 2 * _FLAG.size)[0])
+
+    @property
+    def ended(self) -> tuple[int, int, int]:
+        """How many messages ended well, were put back for another attempt, failed for good."""
+        _, done, retried, failed = _SIGN.unpack_from(self._map, 2 * _FLAG.size)
+        return int(done), int(retried), int(failed)
 
     def running(self) -> list[Running]:
         """What runs now, or ran when the process died."""

@@ -20,6 +20,8 @@ class Lifetime:
     def __init__(self, options: WorkerOptions, now: float) -> None:
         """`now` is by the monotonic clock."""
         self.tasks = 0
+        self.told = ""
+        """Why it is to be replaced although it is not over. Any thread may say so."""
         self._most = options.max_tasks
         self._until = None if options.max_age is None else now + options.max_age
         self._age = options.max_age
@@ -34,6 +36,8 @@ class Lifetime:
 
     def over(self, now: float) -> str:
         """Why the process should be replaced; empty when it need not."""
+        if self.told:
+            return self.told
         if self._most is not None and self.tasks >= self._most:
             return f"it has run {self.tasks} tasks (max_tasks={self._most})"
         if self._until is not None and now >= self._until:
@@ -54,6 +58,9 @@ def resident(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
 
+
+PROC = os.path.exists("/proc/self/statm")
+"""Whether this system tells how large a process is."""
 
 _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 

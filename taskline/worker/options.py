@@ -43,10 +43,18 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Whether this worker may be the one that sends the messages of schedules."""
     batch_places: int = 0
     """Set by the supervisor: how many messages of batches it is told of beside the slots'."""
+    instance: str = ""
+    """Set by the supervisor: tells this worker from another that has had its name."""
+    number: int = 0
+    """Set by the supervisor: which of its processes this is."""
+    replaces: str = ""
+    """Set by the supervisor: what the broker called the dead process in whose place this one is."""
     hung_after: float = 60.0
     """Seconds without a sign of its I/O thread after which a process is killed."""
     status_file: str | None = None
     """Where the supervisor says, once a second, how its processes are: see `taskline health`."""
+    http: str | None = None
+    """`HOST:PORT` where a server says how the worker is: /livez, /readyz and /metrics."""
     name: str | None = None
     """Default: the host's name and the supervisor's pid."""
     start_method: str = "fork"

@@ -12,12 +12,14 @@ from typing import Any
 
 STOP = b"s"
 STOP_NOW = b"n"
+RETIRE = b"r"
+"""Take no more, and end when what runs has ended."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Orders:
-    """Calls `stop(now)` from a thread of its own, from `open` to `close`.
+    """Calls `stop(now)` and `retire()` from a thread of its own, from `open` to `close`.
 
     By itself a process stops at SIGTERM or SIGINT, and at once at the second. With
     `control`, the pipe of a supervisor, SIGINT is ignored and SIGTERM never stops
@@ -25,8 +27,11 @@ class Orders:
     supervisor's death, is an order to stop.
     """
 
-    def __init__(self, stop: Callable[[bool], None], control: int | None) -> None:
+    def __init__(
+        self, stop: Callable[[bool], None], retire: Callable[[], None], control: int | None
+    ) -> None:
         self._stop = stop
+        self._retire = retire
         self._control = control
         self._stopping = False
         self._read_end, self._signalled = os.pipe()
@@ -70,7 +75,10 @@ class Orders:
             for source in readable:
                 order = os.read(source, 1)
                 if source == self._control:
-                    self._stop(order == STOP_NOW)
+                    if order == RETIRE:
+                        self._retire()
+                    else:
+                        self._stop(order == STOP_NOW)
                     if not order:
                         sources.remove(source)
                 elif not order:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from taskline.app import Taskline
 from taskline.context import mark_log_records
 from taskline.control.documents import why_no_keys
@@ -66,7 +68,9 @@ class Worker:
         consumer: str = "",
         ledger: Ledger | None = None,
         condemned: Condemned | None = None,
+        requests: int | None = None,
     ) -> None:
+        """`requests` is the pipe to a supervisor: see `taskline.worker.requests`."""
         options = options or WorkerOptions()
         lifetime.check(options)
         mark_log_records()
@@ -77,6 +81,7 @@ class Worker:
         self.name = options.name or f"{socket.gethostname()}-{os.getpid()}"
         self.consumer = consumer or f"{self.name}-{secrets.token_hex(4)}"
         self._grace = settings.grace if options.grace is None else options.grace
+        self._lifetime = lifetime.Lifetime(options, app.clock.monotonic())
         runner = Runner(app, self.name, keep_results=settings.backend is not None)
         self.io = IOThread(
             app,
@@ -92,11 +97,15 @@ class Worker:
             batch_places=options.batch_places,
             ledger=ledger,
             condemned=condemned,
-            lifetime=lifetime.Lifetime(options, app.clock.monotonic()),
+            lifetime=self._lifetime,
             starvation=options.starvation,
             drain=options.drain,
             ranks=options.ranks,
-            remote=None if why_no_keys(app) else Remote(app),
+            remote=None
+            if why_no_keys(app)
+            else Remote(
+                app, msgspec.structs.replace(options, name=self.name), self._stop_io, requests
+            ),
         )
         self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []
@@ -148,7 +157,7 @@ class Worker:
         self._owns_process = True
         alone = control is None
         self._call_hooks(*["worker_start"] * alone, "process_start")
-        orders = Orders(lambda now: self.io.stop(0.0 if now else self._grace), control)
+        orders = Orders(self._stop_io, self.retire, control)
         orders.open()
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._io_thread.start()
@@ -169,6 +178,14 @@ class Worker:
         if self.io.drained and not alone:
             return NOT_DRAINED if self.io.left else DRAINED
         return RECYCLED if self.io.recycle else 0
+
+    def retire(self) -> None:
+        """Take no more, and end when what runs has ended. Any thread may call it."""
+        self._lifetime.told = "it was told to leave"
+        self.io.wake()
+
+    def _stop_io(self, now: bool) -> None:
+        self.io.stop(0.0 if now else self._grace)
 
     def _call_hooks(self, *events: str) -> None:
         for event in events:
@@ -241,12 +258,10 @@ def served_queues(app: Taskline) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """A spawned child: `APP_PATH OPTIONS CONSUMER` and the descriptors of what it inherits."""
-    import msgspec
-
     from taskline.log import setup
 
     path, raw, consumer, *descriptors = arguments
-    ledger, condemned, control = map(int, descriptors)
+    ledger, condemned, control, requests = map(int, descriptors)
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
     slots = options.threads + options.async_slots + options.batch_places
@@ -257,6 +272,7 @@ def main(arguments: list[str]) -> int:
         Ledger(slots, ledger),
         Condemned(condemned),
         control,
+        requests,
     )
 
 
@@ -267,11 +283,19 @@ def run_child(
     ledger: Ledger,
     condemned: Condemned,
     control: int,
+    requests: int,
 ) -> int:
     """Be one child of a supervisor, with the app that `find` returns; returns the exit code."""
     try:
         lifetime.settle_in(options)
-        worker = Worker(find(), options, consumer=consumer, ledger=ledger, condemned=condemned)
+        worker = Worker(
+            find(),
+            options,
+            consumer=consumer,
+            ledger=ledger,
+            condemned=condemned,
+            requests=requests,
+        )
         return worker.run(control)
     except ConfigurationError as error:
         log.critical("%s", error)

@@ -1,32 +1,68 @@
-"""What a worker process learns from afar: the state that all workers of its app heed.
+"""What a worker process learns from afar, and what it says there of itself.
 
-Owned by the I/O thread.
+It reads one key about once a second: the state, which all workers of its app heed, with
+the orders to some of them. Each few seconds it writes one, its record, which ends by
+itself when the process does. Owned by the I/O thread.
 """
 
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Callable
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
 from taskline.backends.keys import KeyStore
-from taskline.control import State, States
-from taskline.errors import SerializationError
+from taskline.control import presence
+from taskline.control.records import Answer, Order
+from taskline.control.state import State, States
+from taskline.errors import SerializationError, TransportError
+from taskline.worker.options import WorkerOptions
+from taskline.worker.prefetch import Prefetch
+from taskline.worker.report import Reporter
+from taskline.worker.requests import Request, ask
+from taskline.worker.settle import Settlements
+from taskline.worker.slots import AsyncSlots, ThreadSlot
+from taskline.worker.watch import Watch
 
 log = logging.getLogger("taskline.worker")
 
 LOOK_EVERY = 0.9
 """Seconds between two looks at the state, at least; an idle process turns once a second."""
+JOIN_EVERY = 6
+"""Beats between two looks whether the index still has this process."""
 
 
 class Remote:
-    """Reads the key store of the process's backend, one key in each `LOOK_EVERY` seconds."""
+    """Talks with the key store of the process's backend.
 
-    def __init__(self, app: Taskline) -> None:
+    `stop` is called with whether it shall be at once, for a process without a supervisor;
+    `requests` is the pipe to the supervisor of one that has it.
+    """
+
+    def __init__(
+        self,
+        app: Taskline,
+        options: WorkerOptions | None = None,
+        stop: Callable[[bool], None] = lambda now: None,
+        requests: int | None = None,
+    ) -> None:
+        self._app = app
+        self._options = options or WorkerOptions()
         self._states = States(app)
+        self._presence = presence.Presence(app)
+        self._stop = stop
+        self._requests = requests
         self._keys: KeyStore
         self._raw: bytes | None = None
+        self._seen: dict[str, None] = {}
+        self._reporter: Reporter | None = None
         self._next_look = 0.0
+        self._next_beat = 0.0
+        self._beats = 0
+        self._join_at = 0
+        """At which beat to see that the index has this process."""
         self.state = State()
 
     def open(self, backend: Backend) -> None:
@@ -34,15 +70,52 @@ class Remote:
         self._keys = backend.keys()
         self._read()
 
-    def look(self, now: float) -> State:
+    def report(
+        self,
+        consumer: str,
+        queues: list[str],
+        settlements: Settlements,
+        watch: Watch,
+        prefetch: Prefetch,
+        slots: list[ThreadSlot],
+        async_slots: AsyncSlots | None,
+    ) -> None:
+        """Tell of these, and obey, from soon on."""
+        self._reporter = Reporter(
+            self._app,
+            self._options,
+            consumer,
+            queues,
+            settlements,
+            watch,
+            prefetch,
+            slots,
+            async_slots,
+        )
+
+    def look(self, now: float, stopping: bool) -> State:
         """The state, learnt anew when it is time; raises as `open`.
 
-        `now` is the monotonic clock's.
+        Obeys orders, and writes the record when that is due. `now` is the monotonic clock's.
         """
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
             self._read()
+            if self._reporter is not None:
+                if self.state.orders:
+                    self._obey(self._reporter)
+                if now >= self._next_beat:
+                    self._next_beat = now + presence.RECORD_TTL * random.uniform(0.3, 0.33)
+                    self._beat(self._reporter, stopping)
         return self.state
+
+    def close(self) -> None:
+        """Let nobody believe that the process is still there."""
+        if self._beats and self._reporter is not None:
+            try:
+                self._presence.leave(self._keys, self._reporter.id)
+            except TransportError as error:
+                log.debug("the record of this process ends by itself: %s", error)
 
     def _read(self) -> None:
         raw = self._keys.get(self._states.key)
@@ -58,4 +131,36 @@ class Remote:
             log.error("what was told to the workers is older than what was told before: not heeded")
             return
         self.state = state
-        log.debug("told: %s", state)
+
+    def _beat(self, reporter: Reporter, stopping: bool) -> None:
+        info = reporter.info(stopping)
+        if not self._beats and self._options.replaces:
+            self._presence.leave(self._keys, self._options.replaces)
+        self._presence.beat(self._keys, info)
+        if self._beats >= self._join_at and self._presence.join(self._keys, info):
+            self._join_at = self._beats + JOIN_EVERY
+        self._beats += 1
+
+    def _obey(self, reporter: Reporter) -> None:
+        """Do what is new among the orders to this worker, and say so."""
+        for order in self.state.orders:
+            if reporter.instance in order.workers and order.id not in self._seen:
+                answer = reporter.answer(order) if order.what == "tell" else self._pass_on(order)
+                self._presence.answer(self._keys, order.id, reporter.id, answer)
+                self._seen[order.id] = None
+        if len(self._seen) > 1000:
+            self._seen = dict.fromkeys(order.id for order in self.state.orders)
+
+    def _pass_on(self, order: Order) -> Answer:
+        assert order.what != "tell"
+        if self._requests is not None:
+            request = Request(
+                id=order.id, what=order.what, now=order.now, grace=order.grace, count=order.count
+            )
+            if ask(self._requests, request):
+                return Answer()
+            return Answer(error="its supervisor does not listen")
+        if order.what == "shutdown":
+            self._stop(order.now)
+            return Answer()
+        return Answer(error=f"it has no supervisor that could {order.what} it")

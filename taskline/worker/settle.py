@@ -48,6 +48,8 @@ class Settlements:
         self.held: dict[Delivery, Job] = {}
         self._claims: list[Job] = []
         """Jobs of unique calls that come to their end: then their keys are free."""
+        self.counts = {ACK: 0, REPLACE: 0, BURY: 0}
+        """How many messages have got each verdict."""
         self._pending: dict[str, list[Job]] = {ACK: [], REPLACE: [], BURY: [], RELEASE: []}
 
     def add(self, job: Job) -> None:
@@ -298,6 +300,7 @@ class Settlements:
         for job in jobs:
             pop(job.delivery, None)
         self._pending[verdict] = []
+        self.counts[verdict] += len(jobs) - len(lost)
         if lost:
             log.warning(
                 "%d receipts were refused: the lease was lost, and the tasks run again (first: %s)",

@@ -205,6 +205,7 @@ class AsyncSlots:
         self.places: dict[Job, int] = {}
         self.waiting: dict[Job, bool] = {}
         """Those that have not begun. Whoever removes one has it: the event loop, or `take_back`."""
+        self._lag = self._asked_at = 0.0
         self.moved_at = 0.0
         """When one began last, or began to wait, by the monotonic clock."""
         self._blocked = False
@@ -241,6 +242,20 @@ class AsyncSlots:
             self.places[job] = self._free.pop()
             self.waiting[job] = True
         self._loop.call_soon_threadsafe(self._begin, jobs)
+
+    def lag(self, now: float) -> float:
+        """After how many seconds the event loop came to what the last call of this gave it.
+
+        While it has not come to that yet: for how long it has not.
+        """
+        if self._asked_at:
+            return now - self._asked_at
+        self._asked_at = now
+        self._loop.call_soon_threadsafe(self._came)
+        return self._lag
+
+    def _came(self) -> None:
+        self._lag, self._asked_at = self._clock.monotonic() - self._asked_at, 0.0
 
     def take_back(self) -> list[Job]:
         """Take the jobs that have not begun, since one that runs blocks the event loop.

@@ -33,6 +33,14 @@ class Status(msgspec.Struct):
     """How many processes there should be."""
     stopping: bool
     processes: list[ProcessStatus]
+    ended: dict[str, int] = {}
+    """How many messages ended well, were retried and failed for good since the worker began."""
+    deaths: int = 0
+    """How many of its processes crashed."""
+    oldest: float | None = None
+    """When the task began that has run for the longest time, Unix seconds; None when none runs."""
+    memory: int = 0
+    """Resident, of its processes, in bytes."""
 
     def trouble(self, now: float, *, ready: bool = False) -> str:
         """What is wrong at `now`, or, with `ready`, why it takes no tasks; empty if all is well."""

@@ -3,13 +3,15 @@
 It forks (or spawns) them, replaces those that die, hands back at once what a
 dead one held, ends those whose code is beyond its time limit and does not
 listen, and passes on the order to stop. It runs no task and opens no
-connection, but for the moment of handing back. It has one thread.
+connection, but for the moment of handing back: what is told from afar its processes
+pass on to it. It has one thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import select
@@ -29,7 +31,8 @@ from taskline.worker import lifetime, status
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
-from taskline.worker.orders import STOP, STOP_NOW
+from taskline.worker.orders import RETIRE, STOP, STOP_NOW
+from taskline.worker.probes import Probes, address
 from taskline.worker.process import (
     DRAINED,
     MISCONFIGURED,
@@ -38,6 +41,7 @@ from taskline.worker.process import (
     run_child,
     served_queues,
 )
+from taskline.worker.requests import Request, Requests
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -79,7 +83,10 @@ class Child:
         self.silent = 0.0
         """Seconds for which it was watched, and gave no sign after `last_beat`."""
         self.succeeded = False
-        """It takes no more, and another has its number."""
+        """It takes no more, and another has its number, or none shall."""
+        self.stop_at = math.inf
+        """When it is told to hand back what it still runs."""
+        self.kill_at = math.inf
 
 
 class Supervisor:
@@ -94,6 +101,16 @@ class Supervisor:
         places = batch_places(app, self.options.threads)
         self.options = msgspec.structs.replace(self.options, batch_places=places)
         self._slots = self.options.threads + self.options.async_slots + places
+        self.wanted = self.options.processes
+        """How many processes there shall be."""
+        self._instance = secrets.token_hex(4)
+        self._requests: Requests
+        self._probes: Probes | None = None
+        self._ended = [0, 0, 0]
+        """What the processes that are gone had counted: see `Ledger.ended`."""
+        self._deaths = 0
+        self._to_replace: list[Child] = []
+        self._replace_grace = 0.0
         self._children: list[Child] = []
         self._condemned = Condemned()
         self._to_recover: list[tuple[str, list[str]]] = []
@@ -106,6 +123,8 @@ class Supervisor:
         self._next_status = 0.0
         self._exit_code = 0
         lifetime.check(self.options)
+        if self.options.http is not None:
+            address(self.options.http)
         if self.options.start_method not in ("fork", "spawn"):
             raise ConfigurationError(
                 f"start method {self.options.start_method!r}: choose 'fork' or 'spawn'"
@@ -119,6 +138,8 @@ class Supervisor:
         0, or 2 for a wrong configuration, or 4 where paused queues kept it from draining all.
         """
         import_included(self.app)
+        if self.options.http is not None:
+            self._probes = Probes(self.options.http, self._clock)
         self.app.hooks.call("worker_start", self.app)
         wake, wake_end = os.pipe()
         os.set_blocking(wake, False)
@@ -132,10 +153,12 @@ class Supervisor:
             )
         }
         previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        self._requests = Requests()
+        heard = [wake, self._requests.fileno()]
         try:
             self._children = [Child(i, self._slots) for i in range(self.options.processes)]
             while self._step():
-                select.select([wake], [], [], self._clock.bound(self._pause()))
+                select.select(heard, [], [], self._clock.bound(self._pause()))
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
         finally:
@@ -144,6 +167,9 @@ class Supervisor:
                 signal.signal(number, old)
             os.close(wake)
             os.close(wake_end)
+            self._requests.close()
+            if self._probes is not None:
+                self._probes.close()
         if self.options.status_file is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.options.status_file)
@@ -155,6 +181,8 @@ class Supervisor:
         """Do all that is due; False when there is nothing left to supervise."""
         now = self._clock.monotonic()
         self._reap()
+        for request in self._requests.take():
+            self._obey_request(request)
         self._obey_signals(now)
         self._say_status(now)
         if self._to_recover and now >= self._recover_at:
@@ -176,6 +204,8 @@ class Supervisor:
                     # What it still runs may take hours: others need its place meanwhile.
                     child.succeeded = True
                     self._children.append(Child(child.number, self._slots))
+        if self._to_replace:
+            self._replace_next(now)
         return bool(self._children or self._to_recover)
 
     def _pause(self) -> float:
@@ -199,14 +229,17 @@ class Supervisor:
         child.ledger.reset()
         child.last_beat, child.silent = 0.0, 0.0
         child.started_at = self._clock.monotonic()
-        child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         read_end, child.control = os.pipe()
         options = msgspec.structs.replace(
             self.options,
             name=self.name,
+            instance=self._instance,
+            number=child.number,
+            replaces=child.consumer,
             cpus=lifetime.cpus_of(self.options, child.number),
             schedule=self.options.schedule and child.number < SCHEDULERS,
         )
+        child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         if self.options.start_method == "spawn":
             child.pid = self._spawn(child, options, read_end)
         else:
@@ -219,7 +252,8 @@ class Supervisor:
         log.info("process %d started", child.pid)
 
     def _spawn(self, child: Child, options: WorkerOptions, read_end: int) -> int:
-        fds = (child.ledger.fileno(), self._condemned.fileno(), read_end)
+        requests = self._requests.write_end
+        fds = (child.ledger.fileno(), self._condemned.fileno(), read_end, requests)
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -241,12 +275,21 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._requests.only_write()
+            if self._probes is not None:
+                self._probes.only_parent()
             for other in self._children:
                 # A sibling must see its pipe's end when the supervisor dies.
                 if other.control >= 0:
                     os.close(other.control)
             code = run_child(
-                lambda: self.app, options, child.consumer, child.ledger, self._condemned, read_end
+                lambda: self.app,
+                options,
+                child.consumer,
+                child.ledger,
+                self._condemned,
+                read_end,
+                self._requests.write_end,
             )
         finally:
             logging.shutdown()
@@ -268,9 +311,12 @@ class Supervisor:
         """A process has ended: hand back what it held, and see to its replacement."""
         pid, child.pid = child.pid, 0
         os.close(child.control)
+        self._ended = [*map(sum, zip(self._ended, child.ledger.ended, strict=True))]
+        self._deaths += code not in (0, RECYCLED, DRAINED, NOT_DRAINED)
         child.control = -1
         now = self._clock.monotonic()
-        if code == MISCONFIGURED and not child.ledger.ready:
+        others_work = any(other.pid and other.ledger.ready for other in self._children)
+        if code == MISCONFIGURED and not child.ledger.ready and not others_work:
             self._exit_code = MISCONFIGURED
             self._signals = max(self._signals, 1)
             return
@@ -350,29 +396,40 @@ class Supervisor:
         return child.silent > self.options.hung_after
 
     def _say_status(self, now: float) -> None:
-        if self.options.status_file is None or now < self._next_status:
+        file, probes = self.options.status_file, self._probes
+        if (file is None and probes is None) or now < self._next_status:
             return
         self._next_status = now + status.WRITE_EVERY
+        said = self._status()
+        if file is not None:
+            status.write(file, said)
+        if probes is not None:
+            probes.tell(said)
+
+    def _status(self) -> status.Status:
+        alive = [child for child in self._children if child.pid]
+        running = [child.ledger.running() for child in alive]
+        counts = zip(self._ended, *(child.ledger.ended for child in alive), strict=True)
         processes = [
             status.ProcessStatus(
                 child.pid,
                 child.ledger.ready,
                 child.silent,
-                [running.id for running in child.ledger.running()],
+                [each.id for each in tasks],
             )
-            for child in self._children
-            if child.pid
+            for child, tasks in zip(alive, running, strict=True)
         ]
-        status.write(
-            self.options.status_file,
-            status.Status(
-                self.name,
-                os.getpid(),
-                self._clock.time(),
-                self.options.processes,
-                bool(self._obeyed),
-                processes,
-            ),
+        return status.Status(
+            self.name,
+            os.getpid(),
+            self._clock.time(),
+            self.wanted,
+            bool(self._obeyed),
+            processes,
+            dict(zip(("done", "retried", "failed"), map(sum, counts), strict=True)),
+            self._deaths,
+            min((each.started for tasks in running for each in tasks), default=None),
+            sum(lifetime.resident(child.pid) for child in alive),
         )
 
     def _enforce(self, child: Child, now: float) -> None:
@@ -384,6 +441,13 @@ class Supervisor:
             )
             os.kill(child.pid, signal.SIGKILL)
             return
+        if now >= child.kill_at:
+            log.warning("process %d has not stopped in time: killed", child.pid)
+            os.kill(child.pid, signal.SIGKILL)
+            return
+        if now >= child.stop_at:
+            child.stop_at, child.kill_at = math.inf, now + STOP_MARGIN
+            self._tell(child, STOP_NOW)
         limit = self.options.memory_limit
         if limit is not None and (size := lifetime.resident(child.pid)) > limit:
             log.error(
@@ -405,6 +469,66 @@ class Supervisor:
                 os.kill(child.pid, signal.SIGKILL)
                 return
 
+    # ---- told from afar
+
+    def scale(self, count: int) -> None:
+        """Have so many processes from now on; those that are too many end after their tasks."""
+        if count != self.wanted:
+            log.info("%d processes from now on, after %d", count, self.wanted)
+        self.wanted = count
+        staying = sorted(
+            (child for child in self._children if not child.succeeded),
+            key=lambda child: child.number,
+        )
+        for child in staying[count:]:
+            self._retire(child)
+        taken = {child.number for child in staying}
+        free = (number for number in range(count) if number not in taken)
+        for number in [*free][: max(0, count - len(staying))]:
+            self._children.append(Child(number, self._slots))
+
+    def restart(self, grace: float | None = None) -> None:
+        """Replace the processes, one after the other, each when all others are ready.
+
+        What they run has `grace` seconds to end, by default the worker's, and is then
+        handed back.
+        """
+        self._replace_grace = self._grace if grace is None else grace
+        self._to_replace = [child for child in self._children if child.pid and not child.succeeded]
+        log.info("replacing %d processes, one after the other", len(self._to_replace))
+
+    def _replace_next(self, now: float) -> None:
+        staying = [child for child in self._children if not child.succeeded]
+        if any(not child.pid or not child.ledger.ready for child in staying):
+            return
+        child = self._to_replace.pop(0)
+        if child in staying:
+            self._retire(child, now + self._replace_grace)
+            self._children.append(Child(child.number, self._slots))
+
+    def _retire(self, child: Child, stop_at: float = math.inf) -> None:
+        """Let a process take no more, and end after what it runs; at `stop_at` it hands that back.
+
+        Nobody has its number then.
+        """
+        if not child.pid:
+            self._children.remove(child)
+            return
+        child.succeeded = True
+        child.stop_at = stop_at
+        self._tell(child, RETIRE if child.ledger.ready else STOP)
+
+    def _obey_request(self, request: Request) -> None:
+        log.info("told from afar: %s", request.what)
+        if request.what == "shutdown":
+            self._signals = max(self._signals, 2 if request.now else 1)
+        elif self._signals:
+            log.info("this worker stops: too late to %s it", request.what)
+        elif request.what == "scale":
+            self.scale(request.count)
+        else:
+            self.restart(request.grace)
+
     # ---- stopping
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -422,8 +546,11 @@ class Supervisor:
             log.info("stopping: running tasks have %.0f s (again to stop now)", self._grace)
         for child in self._children:
             if child.pid:
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(child.control, STOP_NOW if again else STOP)
+                self._tell(child, STOP_NOW if again else STOP)
+
+    def _tell(self, child: Child, order: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(child.control, order)
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:

@@ -204,6 +204,7 @@ PLAIN = (quick, hold, nap, deaf, stuck, die, die_with_all, leave, grow, place)
 app = make_app(DIRECTORY) if DIRECTORY else None
 
 if __name__ == "__main__":
+    from taskline.control import presence
     from taskline.log import setup
     from taskline.worker import Supervisor, Worker, WorkerOptions
 
@@ -211,5 +212,7 @@ if __name__ == "__main__":
     assert app is not None
     if os.environ.get("PROGRAM_DIES_YOUNG"):
         os.register_at_fork(after_in_child=lambda: os._exit(9))
+    if ttl := os.environ.get("PROGRAM_RECORD_TTL"):
+        presence.RECORD_TTL = float(ttl)
     setup("INFO")
     sys.exit((Supervisor if kind == "supervisor" else Worker)(app, options).run())

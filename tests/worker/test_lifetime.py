@@ -152,7 +152,7 @@ def test_a_process_is_replaced_after_its_tasks(stage: Stage) -> None:
     pids = [stage.get(result)[0] for result in results]
     assert len(set(pids)) == 3
     assert "WARNING" not in group.log
-    assert "this process will be replaced: it has run 1 tasks (max_tasks=1)" in group.log
+    assert "this process ends after what it runs: it has run 1 tasks (max_tasks=1)" in group.log
 
 
 def test_a_process_that_grows_is_replaced_after_its_task(stage: Stage) -> None:

@@ -52,14 +52,14 @@ def test_a_worker_learns_of_changes(make_memory_app: Any) -> None:
     States(app).change(pausing("mail"))
     remote = told(app)
     assert remote.state.paused == {"mail"}, "before the first message"
-    remote.look(clock.monotonic())
+    remote.look(clock.monotonic(), False)
     States(app).change(pausing("video"))
-    assert remote.look(clock.monotonic()).paused == {"mail"}, "it has just looked"
+    assert remote.look(clock.monotonic(), False).paused == {"mail"}, "it has just looked"
     clock.advance(LOOK_EVERY)
-    assert remote.look(clock.monotonic()).paused == {"mail", "video"}
+    assert remote.look(clock.monotonic(), False).paused == {"mail", "video"}
     app.require_backend().keys().delete(States(app).key)
     clock.advance(LOOK_EVERY)
-    assert remote.look(clock.monotonic()) == State()
+    assert remote.look(clock.monotonic(), False) == State()
 
 
 def test_a_look_is_one_call(make_memory_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_look_is_one_call(make_memory_app: Any, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(type(keys), name, counted)
     for _ in range(1000):
         clock.advance(0.01)
-        remote.look(clock.monotonic())
+        remote.look(clock.monotonic(), False)
     assert calls == {"get": 11}, "ten seconds"
 
 
@@ -90,7 +90,7 @@ def test_what_is_not_signed_is_not_heeded(
     remote = told(app)
     States(app).change(pausing("mail"))
     clock.advance(1.0)
-    assert remote.look(clock.monotonic()).paused == {"mail"}
+    assert remote.look(clock.monotonic(), False).paused == {"mail"}
     keys = app.require_backend().keys()
     signed = keys.get(States(app).key)
     assert signed is not None
@@ -98,7 +98,7 @@ def test_what_is_not_signed_is_not_heeded(
     States(stranger).change(pausing("video"))
     for _ in range(3):
         clock.advance(1.0)
-        assert remote.look(clock.monotonic()).paused == {"mail"}
+        assert remote.look(clock.monotonic(), False).paused == {"mail"}
     assert caplog.text.count("is not heeded: the message is not signed") == 1
     with pytest.raises(MessageRefused, match="not signed"):
         States(app).get()
@@ -115,10 +115,10 @@ def test_what_is_older_is_not_heeded(
     assert old is not None
     States(app).change(lambda state: msgspec.structs.replace(state, paused=frozenset()))
     clock.advance(1.0)
-    assert not remote.look(clock.monotonic()).paused
+    assert not remote.look(clock.monotonic(), False).paused
     keys.set(States(app).key, old, None)
     clock.advance(1.0)
-    assert not remote.look(clock.monotonic()).paused
+    assert not remote.look(clock.monotonic(), False).paused
     assert "older than what was told before" in caplog.text
 
 

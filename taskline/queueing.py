@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from taskline.conversion import Conversion
     from taskline.registry import Spec
 
+LANES = 16
+"""How many lanes a queue has that is shared fairly."""
+MOST_LANES = 256
+
 HOME = ""
 """The key of the connector that the setting `broker` names."""
 
@@ -38,6 +42,10 @@ class QueueSettings(msgspec.Struct, kw_only=True):
     """Write messages to it as other programs do: the one argument as JSON, and nothing else."""
     dead_letters: str | None = None
     """The queue under whose name its dead letters are kept; by default its own."""
+    fair: str | None = None
+    """The header, such as `tenant`, between whose values it is shared fairly."""
+    lanes: int | None = None
+    """In how many lanes, with `fair`: 16, unless it says otherwise."""
     protocol: Literal["taskline", "celery"] | None = None
     """What its messages and their outcomes look like; by default as the setting `protocol` says."""
 
@@ -52,6 +60,13 @@ class Route(msgspec.Struct, frozen=True):
     dead_letters: str
     plain: bool = False
     protocol: str = "taskline"
+    fair: str = ""
+    lanes: int = LANES
+
+
+def lane_names(queue: str, count: int) -> tuple[str, ...]:
+    """What the lanes of a queue are called at its broker; the queue itself is the first."""
+    return (queue, *(f"{queue}-lane-{number}" for number in range(1, count + 1)))
 
 
 class Queues:
@@ -96,6 +111,7 @@ class Queues:
             )
         if found.plain:
             found.serializer = "json"
+        _check_lanes(name, found, found.protocol or settings.protocol)
         self.routes[name] = Route(
             self._connector(name, found.broker),
             found.name or name,
@@ -104,6 +120,8 @@ class Queues:
             found.dead_letters or name,
             bool(found.plain),
             found.protocol or settings.protocol,
+            found.fair or "",
+            LANES if found.lanes is None else found.lanes,
         )
         if found.model is not None:
             self._models[name] = Model(name, found.model)
@@ -129,11 +147,12 @@ class Queues:
     def _check(self) -> None:
         places: dict[tuple[str, str], str] = {}
         for queue, route in self.routes.items():
-            other = places.setdefault((route.connector, route.name), queue)
-            if other != queue:
-                raise ConfigurationError(
-                    f"queues: {other} and {queue} are the same queue {route.name!r} of one broker"
-                )
+            for name in lane_names(route.name, route.lanes if route.fair else 0):
+                other = places.setdefault((route.connector, name), queue)
+                if other != queue:
+                    raise ConfigurationError(
+                        f"queues: {other} and {queue} are the same queue {name!r} of one broker"
+                    )
             grave = self.routes.get(route.dead_letters)
             beside = (grave.connector if grave else HOME) == route.connector
             if not beside and route.dead_letters != queue:
@@ -151,6 +170,7 @@ class Queues:
             or route.dead_letters != queue
             or route.task is not None
             or route.plain
+            or route.fair
             for queue, route in self.routes.items()
         )
 
@@ -265,6 +285,29 @@ class Model:
                     f"queues: {self._queue}: model {self._name} cannot be a model: {error}"
                 ) from None
         return self._conversion
+
+
+def _check_lanes(name: str, found: QueueSettings, protocol: str) -> None:
+    if found.fair is None:
+        if found.lanes is not None:
+            raise ConfigurationError(
+                f"queues: {name}: lanes={found.lanes} goes with fair: the header that shares it"
+            )
+        return
+    if not found.fair:
+        raise ConfigurationError(f"queues: {name}: fair='': name the header, such as tenant")
+    if found.plain or found.task is not None:
+        raise ConfigurationError(
+            f"queues: {name}: plain messages have no headers to be shared by: leave out fair"
+        )
+    if protocol != "taskline":
+        raise ConfigurationError(
+            f"queues: {name}: Celery's clients and workers know no lanes: leave out fair"
+        )
+    if found.lanes is not None and not 2 <= found.lanes <= MOST_LANES:
+        raise ConfigurationError(
+            f"queues: {name}: lanes={found.lanes}: must be from 2 to {MOST_LANES}"
+        )
 
 
 def _type_name(hint: Any) -> str:

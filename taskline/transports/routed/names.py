@@ -11,6 +11,7 @@ from taskline.clock import Clock
 from taskline.errors import NotSupported
 from taskline.message import Delivery, Message
 from taskline.transports.routed.connector import Connector
+from taskline.transports.routed.lanes import Lanes
 from taskline.transports.routed.plain import call_of, payload_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class Names:
         self._routes = routes
         self._clock = clock
         self._aliases = {(route.connector, route.name): alias for alias, route in routes.items()}
+        self._lanes = {
+            alias: Lanes(route.name, route.fair, route.lanes)
+            for alias, route in routes.items()
+            if route.fair
+        }
+        for alias, lanes in self._lanes.items():
+            self._aliases.update({(routes[alias].connector, name): alias for name in lanes.names})
 
     def key(self, queue: str) -> str:
         """The key of the queue's connector."""
@@ -51,6 +59,29 @@ class Names:
         if route is None:
             return Place(self._connectors[""], queue)
         return Place(self._connectors[route.connector], route.name)
+
+    def places(self, queues: Iterable[str]) -> list[Place]:
+        """All places of these queues, in their order: of one with lanes all of those, in turn."""
+        found: list[Place] = []
+        for queue in queues:
+            place = self.place(queue)
+            lanes = self._lanes.get(queue)
+            if lanes is None:
+                found.append(place)
+            else:
+                found += (Place(place.connector, name) for name in lanes.turn())
+        return found
+
+    def outgoing(self, messages: Iterable[Message]) -> dict[Connector, list[tuple[str, Message]]]:
+        """The messages for each connector, each with the name there of its queue, or lane."""
+        groups: dict[Connector, list[tuple[str, Message]]] = {}
+        for message in messages:
+            connector, name = self.place(message.header.queue)
+            lanes = self._lanes.get(message.header.queue)
+            if lanes is not None:
+                name = lanes.of(message.header)
+            groups.setdefault(connector, []).append((name, message))
+        return groups
 
     def grouped(
         self, items: Iterable[T], queue: Callable[[T], str]
@@ -97,6 +128,9 @@ class Names:
 
     def adopted(self, connector: Connector, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Deliveries of a transport under the app's names for their queues."""
+        deliveries = list(deliveries)
+        if self._lanes:
+            self._note_served(connector, deliveries)
         return [
             Delivery(
                 each.id,
@@ -108,6 +142,15 @@ class Names:
             )
             for each in deliveries
         ]
+
+    def _note_served(self, connector: Connector, deliveries: Iterable[Delivery]) -> None:
+        served: dict[str, list[str]] = {}
+        for each in deliveries:
+            alias = self._aliases.get((connector.key, each.queue))
+            if alias in self._lanes:
+                served.setdefault(alias, []).append(each.queue)
+        for alias, names in served.items():
+            self._lanes[alias].served(names)
 
     def _frame(self, alias: str, delivery: Delivery) -> bytes:
         """The message's own frame; a plain message of another program becomes a call."""

@@ -38,7 +38,7 @@ class Receiver:
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:
         """As `Transport.receive`."""
-        places = [self._names.place(queue) for queue in queues]
+        places = self._names.places(queues)
         until = self._clock.monotonic() + wait
         taken: list[Delivery] = []
         while True:

@@ -22,10 +22,12 @@ from taskline.errors import NotSupported, TransportError
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.routed.connector import Connector
+from taskline.transports.routed.lanes import in_turn, together
 from taskline.transports.routed.names import Names, renamed
 from taskline.transports.routed.receiver import Receiver
 
 if TYPE_CHECKING:
+    from taskline.backends.base import Backend
     from taskline.queueing import Route
 
 T = TypeVar("T")
@@ -56,6 +58,8 @@ class RoutedTransport(Transport):
         self._receiver = Receiver(self._names, clock, self.release)
         keys = connectors if served is None else {self._names.key(queue) for queue in served}
         self._asked = [self._connectors[key] for key in connectors if key in keys]
+        self._alone = next(iter(self._connectors.values())) if len(connectors) == 1 else None
+        """The connector, where there is but one: queues have other names, or lanes."""
         self._closed = False
 
     @property
@@ -74,14 +78,14 @@ class RoutedTransport(Transport):
     # Sending
 
     def send(self, messages: Sequence[Message]) -> None:
-        for connector, group in self._names.grouped(messages, _queue_of).items():
+        for connector, group in self._names.outgoing(messages).items():
             connector.transport.send(
                 [self._names.written(message, name) for name, message in group]
             )
 
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         home = self._connectors[""]
-        groups = self._names.grouped(messages, _queue_of)
+        groups = self._names.outgoing(messages)
         if set(groups) - {home}:
             raise NotSupported(
                 "a transaction of yours is with the broker, but a message in it is for a queue of "
@@ -98,7 +102,10 @@ class RoutedTransport(Transport):
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:
         self._check_open()
-        return self._receiver.receive(queues, limit, lease, wait, consumer)
+        found = self._receiver.receive(queues, limit, lease, wait, consumer)
+        if self._alone is not None:
+            self.newest_revocation = self._alone.transport.newest_revocation
+        return found
 
     def interrupt(self) -> None:
         self._receiver.interrupt()
@@ -124,9 +131,24 @@ class RoutedTransport(Transport):
     def ack(
         self, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome] = ()
     ) -> list[Delivery]:
+        if outcomes and self._alone is not None:
+            return self._ack_alone(self._alone, deliveries, outcomes)
         return self._tell(
             deliveries, _itself, lambda there, some: there.ack([each.receipt for _, each in some])
         )
+
+    def shares(self, backend: Backend) -> bool:
+        return self._alone is not None and self._alone.transport.shares(backend)
+
+    def _ack_alone(
+        self, connector: Connector, deliveries: Sequence[Delivery], outcomes: Sequence[Outcome]
+    ) -> list[Delivery]:
+        """Nothing is owed that has outcomes: they are stored now, or this raises."""
+        self._check_open()
+        outer = {id(each.receipt): each for each in deliveries}
+        held = [each.receipt for each in deliveries]
+        lost = connector.attempt(lambda there: there.ack(held, outcomes))
+        return [outer[id(each)] for each in lost]
 
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> list[Delivery]:
         return self._tell(
@@ -197,12 +219,15 @@ class RoutedTransport(Transport):
     def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
         found: list[QueueStats] = []
         if queues is not None:
-            for connector, group in self._names.grouped(queues, str).items():
-                found += self._named(connector, connector.transport.stats([n for n, _ in group]))
-            return sorted(found, key=lambda each: each.queue)
-        for connector in self._connectors.values():
-            found += self._named(connector, connector.transport.stats())
-        return sorted(found, key=lambda each: each.queue)
+            there: dict[Connector, list[str]] = {}
+            for connector, name in self._names.places(queues):
+                there.setdefault(connector, []).append(name)
+            for connector, names in there.items():
+                found += self._named(connector, connector.transport.stats(names))
+        else:
+            for connector in self._connectors.values():
+                found += self._named(connector, connector.transport.stats())
+        return sorted(together(found), key=lambda each: each.queue)
 
     def _named(self, connector: Connector, stats: Iterable[QueueStats]) -> list[QueueStats]:
         """Those of a connector that the app has a name for, under that name."""
@@ -214,13 +239,19 @@ class RoutedTransport(Transport):
         return named
 
     def peek(self, queue: str, limit: int = 10, offset: int = 0) -> list[StoredMessage]:
-        connector, name = self._names.place(queue)
-        found = connector.transport.peek(name, limit, offset)
-        return [msgspec.structs.replace(each, queue=queue) for each in found]
+        places = self._names.places([queue])
+        if len(places) == 1:
+            connector, name = places[0]
+            found = connector.transport.peek(name, limit, offset)
+        else:
+            each = [place.connector.transport.peek(place.name, limit + offset) for place in places]
+            found = in_turn(each)[offset : offset + limit]
+        return [msgspec.structs.replace(one, queue=queue) for one in found]
 
     def purge(self, queue: str) -> int:
-        connector, name = self._names.place(queue)
-        return connector.transport.purge(name)
+        return sum(
+            place.connector.transport.purge(place.name) for place in self._names.places([queue])
+        )
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         return [key for each in self._transports() for key in each.delete(ids)]
@@ -256,7 +287,7 @@ class RoutedTransport(Transport):
     def requeue(self, messages: Sequence[Message]) -> list[str]:
         """One whose dead letter is at another broker is sent before that is removed."""
         requeued: list[str] = []
-        for connector, group in self._names.grouped(messages, _queue_of).items():
+        for connector, group in self._names.outgoing(messages).items():
             there = [renamed(message, name) for name, message in group]
             done = connector.transport.requeue(there)
             requeued += done
@@ -324,10 +355,6 @@ def _extend(held: Sequence[Delivery], lease: float, transport: Transport) -> lis
 
 def _flipped(call: Callable[[Transport, Any], list[Delivery]], some: Any, there: Transport) -> Any:
     return call(there, some)
-
-
-def _queue_of(message: Message) -> str:
-    return message.header.queue
 
 
 def _itself(delivery: Delivery) -> Delivery:

@@ -21,6 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import ConfigurationError, TransportError
+from taskline.kafka.consumer import SafeConsumer
 from taskline.kafka.location import NEVER, Location
 from taskline.kafka.marks import Marks, decode
 
@@ -146,7 +147,7 @@ def new_consumer(location: Location, **more: Any) -> Consumer:
         **more,
     }
     with _configuring():
-        return Consumer(settings)
+        return SafeConsumer(settings)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,13 +31,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")
     options = parser.parse_args(arguments)
+    # So that servers and mounts are gone, however it is ended.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if options.check:
         return _judge(options.check, options.seed)
     with tempfile.TemporaryDirectory(prefix="taskline-chaos-") as temporary:
         directory = Path(options.keep or f"{temporary}/run").resolve()
         directory.mkdir(parents=True)
         more = {"apart": True} if options.apart else {}
-        with store_class(options.store)(directory, lease=options.lease, **more) as store:
+        with store_class(options.store)(
+            directory, lease=options.lease, pace=options.pace, **more
+        ) as store:
             Driver(store, options.seed, options.seconds).run()
         return _judge(directory, options.seed)
 

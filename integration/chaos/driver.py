@@ -40,9 +40,9 @@ QUIET = 4.0
 task is delayed. For stores that cannot tell how much they hold or delay."""
 
 
-def plan_for(store: type[Store], seed: int, seconds: float) -> list[Fault]:
+def plan_for(store: type[Store], seed: int, seconds: float, pace: float = 1.0) -> list[Fault]:
     """What is broken when, for this store."""
-    return plan(seed, seconds, {**CALM_FAULTS, **store.faults}, store.gap)
+    return plan(seed, seconds, {**CALM_FAULTS, **store.faults}, store.gap / pace)
 
 
 class Driver:
@@ -53,7 +53,7 @@ class Driver:
         self._config = store.config()
         self._seeds = random.Random(seed)
         self._skews = random.Random(seed + 1)
-        self._plan = plan_for(type(store), seed, seconds)
+        self._plan = plan_for(type(store), seed, seconds, store.pace)
         self._seconds = seconds
         self._config.history.mkdir(parents=True)
         self._faults = History(self._config.history, "faults")
@@ -140,7 +140,8 @@ class Driver:
     def _start_producer(self, name: str) -> None:
         seed = self._seeds.randrange(2**32)
         config = self._store.config(PRODUCERS)
-        load = [str(seed), str(self._store.rate), str(self._store.largest)]
+        rate = self._store.rate * self._store.pace
+        load = [str(seed), str(rate), str(self._store.largest)]
         arguments = [config.dumps(), f"{name}{next(self._numbers)}", *load]
         self._producers[name] = self._start("producer", arguments, "producers.log")
 

@@ -55,8 +55,10 @@ class Store:
     lease: float = 2.0
     """Seconds."""
 
-    def __init__(self, directory: Path, *, lease: float | None = None) -> None:
+    def __init__(self, directory: Path, *, lease: float | None = None, pace: float = 1.0) -> None:
+        """`pace`: less than 1 makes load and faults so much rarer."""
         self.directory = directory
+        self.pace = pace
         if lease is not None:
             self.lease = lease
 
@@ -134,8 +136,8 @@ class ServerStore(Store):
     faults = {**SERVER_FAULTS, **LINK_FAULTS}
     skew = 4.0
 
-    def __init__(self, directory: Path, *, lease: float | None = None) -> None:
-        super().__init__(directory, lease=lease)
+    def __init__(self, directory: Path, *, lease: float | None = None, pace: float = 1.0) -> None:
+        super().__init__(directory, lease=lease, pace=pace)
         self.links: dict[str, Proxy] = {}
         self.server = self.make_server()
         self._server_down = False

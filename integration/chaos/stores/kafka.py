@@ -18,6 +18,7 @@ class KafkaStore(ServerStore):
     name = "kafka"
     batch = 1
     gap = 4.0
+    lease = 6.0
     skew = 0.0
     server: KafkaServer
 

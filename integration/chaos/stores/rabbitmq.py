@@ -23,6 +23,7 @@ class RabbitMQStore(ServerStore):
     faults = {**SERVER_FAULTS, **LINK_FAULTS, "fill memory": 1}
     batch = 1
     gap = 3.0
+    lease = 6.0
 
     def make_server(self) -> RabbitMQServer:
         return RabbitMQServer()

@@ -13,6 +13,8 @@ import yaml
 
 from taskline.cli.health import health
 from taskline.cli.worker import worker
+from taskline.worker.probes import address
+from taskline.worker.server import Answers
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
 FILES = dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', PAGE, re.M | re.S))
@@ -48,6 +50,23 @@ def test_compose_is_yaml_and_keeps_what_is_queued() -> None:
     services = yaml.safe_load(FILES["compose.yaml"])["services"]
     assert "noeviction" in services["redis"]["command"]
     assert services["worker"]["environment"].keys() == {"TASKLINE_BROKER", "TASKLINE_BACKEND"}
+
+
+@pytest.mark.parametrize(
+    ("probe", "path"), [("livenessProbe", "livez"), ("readinessProbe", "readyz")]
+)
+def test_kubernetes_probes_what_the_worker_answers(probe: str, path: str) -> None:
+    spec = yaml.safe_load(FILES["worker-http.yaml"])["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    given = parse(container["command"])
+    assert spec["terminationGracePeriodSeconds"] > given["grace"] + 5
+    [port] = container["ports"]
+    assert address(given["http"]) == ("", port["containerPort"])
+    asked = container[probe]["httpGet"]
+    assert asked == {"path": f"/{path}", "port": port["name"]}
+    answers = Answers()
+    assert answers.get(asked["path"])[0] == 503
+    assert answers.get("/other")[0] == 404
 
 
 @pytest.mark.parametrize(("probe", "ready"), [("livenessProbe", False), ("readinessProbe", True)])

@@ -6,6 +6,8 @@ be the same server, and a broker that may take its time to hand out what was sen
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -200,4 +202,34 @@ class Everywhere:
                 app.resume_queue("mail")
                 assert held.get(timeout=PATIENCE) == "mail"
             finally:
+                worker.stop(5)
+
+    def test_a_worker_is_seen_asked_and_stopped_from_afar(self, place: Place) -> None:
+        with place.app() as app:
+            begun, go = threading.Event(), threading.Event()
+
+            @app.task(name="hold")
+            def hold() -> None:
+                begun.set()
+                go.wait(PATIENCE)
+
+            result = hold.delay()
+            worker = Worker(app, WorkerOptions(name="seen", schedule=False))
+            worker.start()
+            try:
+                assert begun.wait(PATIENCE)
+                tasks, told = app.control.active(timeout=PATIENCE)
+                while not told.processes:  # it has begun before it was known
+                    tasks, told = app.control.active(timeout=PATIENCE)
+                assert [(task.id, task.worker) for task in tasks] == [(result.id, "seen")]
+                assert not told.silent
+                [known] = app.workers()
+                assert (known.name, known.queues) == ("seen", ["default"])
+                assert app.control.shutdown(["seen"], timeout=PATIENCE).refusals() == {}
+                go.set()
+                result.get(timeout=PATIENCE)
+                while app.workers():
+                    time.sleep(0.05)
+            finally:
+                go.set()
                 worker.stop(5)

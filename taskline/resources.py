@@ -209,8 +209,11 @@ class Resources:
             await keeper
 
         def close() -> None:
-            if not loop.is_running():
+            if loop.is_closed():
                 raise ConfigurationError(f"{name_of(opener)} was left open: its event loop ended")
+            if not loop.is_running():  # the main thread's, between two tasks
+                loop.run_until_complete(end())
+                return
             asyncio.run_coroutine_threadsafe(end(), loop).result(timeout=CLOSE_WITHIN)
 
         self._closers.append((name_of(opener), close))

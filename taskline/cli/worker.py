@@ -97,6 +97,11 @@ SHOWN = 5
     "--cpus", type=cpus, metavar="0-3,…", help="Bind the processes to these processors, in turn."
 )
 @click.option(
+    "--solo",
+    is_flag=True,
+    help="Run everything in this process's main thread, without time limits: for debuggers.",
+)
+@click.option(
     "--schedule/--no-schedule",
     default=True,
     show_default=True,
@@ -151,7 +156,7 @@ def worker(
 
     names, weights, ranks = parse_queues(queues)
     app, path = the_app()
-    from taskline.worker import Supervisor, WorkerOptions
+    from taskline.worker import Supervisor, Worker, WorkerOptions
     from taskline.worker.process import scheduler_for, served_queues
 
     if choice().debug:
@@ -167,11 +172,11 @@ def worker(
     )
     if options.schedule:
         scheduler_for(app)  # raises what is wrong with it
-    supervisor = Supervisor(app, options)
+    runs = (Worker if options.solo else Supervisor)(app, options)
     _reach(app, options.queues)
     with pidfiles.hold(pidfile):
         _announce(app, options)
-        code = supervisor.run()
+        code = runs.run()
     if code:
         raise click.exceptions.Exit(code)
 
@@ -231,6 +236,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
                 "queues": {name: options.weights.get(name, 1) for name in options.queues},
                 "ranks": {name: options.ranks.get(name, 0) for name in options.queues},
                 "processes": options.processes,
+                "solo": options.solo,
                 "threads": options.threads,
                 "async_slots": options.async_slots,
                 "tasks": sorted(app.tasks),
@@ -249,7 +255,9 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
         ("queues", _queues(app, options)),
         (
             "slots",
-            f"{options.processes} processes x ({options.threads} threads, "
+            "solo: the main thread, one task at a time; time limits are off"
+            if options.solo
+            else f"{options.processes} processes x ({options.threads} threads, "
             f"{options.async_slots} async)",
         ),
         ("tasks", f"{len(own)}: {', '.join(own[:SHOWN])}{more}" if own else "none"),

@@ -39,6 +39,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Added to the niceness of the worker processes."""
     cpus: list[int] = []
     """Processors that the processes are bound to, one each, in turn."""
+    solo: bool = False
+    """One process without a supervisor, whose main thread runs everything: for debuggers."""
     schedule: bool = True
     """Whether this worker may be the one that sends the messages of schedules."""
     batch_places: int = 0

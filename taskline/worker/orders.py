@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 STOP = b"s"
 STOP_NOW = b"n"
@@ -18,21 +18,37 @@ RETIRE = b"r"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Interrupts(Protocol):
+    """Who is told of SIGINT instead."""
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """In the main thread, as soon as it runs Python. It must not stop anything itself: what
+        it interrupts may hold the locks for that."""
+
+    def noticed(self) -> None:
+        """In a thread of its own, at once."""
+
+
 class Orders:
     """Calls `stop(now)` and `retire()` from a thread of its own, from `open` to `close`.
 
     By itself a process stops at SIGTERM or SIGINT, and at once at the second. With
     `control`, the pipe of a supervisor, SIGINT is ignored and SIGTERM never stops
     at once, since both may go to the whole group; the pipe's end, which is the
-    supervisor's death, is an order to stop.
+    supervisor's death, is an order to stop. With `on_sigint`, SIGINT is its affair.
     """
 
     def __init__(
-        self, stop: Callable[[bool], None], retire: Callable[[], None], control: int | None
+        self,
+        stop: Callable[[bool], None],
+        retire: Callable[[], None],
+        control: int | None,
+        on_sigint: Interrupts | None = None,
     ) -> None:
         self._stop = stop
         self._retire = retire
         self._control = control
+        self._on_sigint = on_sigint
         self._stopping = False
         self._read_end, self._signalled = os.pipe()
         os.set_blocking(self._signalled, False)
@@ -46,8 +62,11 @@ class Orders:
         # a handler in Python would wait for the end of what the main thread does.
         self._wakeup_before = signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         for number in _SIGNALS:
-            ignored = number == signal.SIGINT and self._control is not None
-            handler = signal.SIG_IGN if ignored else self._on_signal
+            handler: Any = self._on_signal
+            if number == signal.SIGINT and self._control is not None:
+                handler = signal.SIG_IGN
+            elif number == signal.SIGINT and self._on_sigint is not None:
+                handler = self._on_sigint.handle
             self._before.append((number, signal.signal(number, handler)))
         self._thread.start()
 
@@ -84,6 +103,8 @@ class Orders:
                 elif not order:
                     os.close(source)
                     return
+                elif order[0] == signal.SIGINT and self._on_sigint is not None:
+                    self._on_sigint.noticed()
                 elif order[0] in _SIGNALS:
                     self._stop(self._stopping and self._control is None)
                     self._stopping = True

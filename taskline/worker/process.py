@@ -22,12 +22,12 @@ from taskline.context import mark_log_records
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included
-from taskline.worker import lifetime
+from taskline.worker import lifetime, solo
 from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
-from taskline.worker.orders import Orders
+from taskline.worker.orders import Interrupts, Orders
 from taskline.worker.remote import Remote
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class Worker:
         self.consumer = consumer or f"{self.name}-{secrets.token_hex(4)}"
         self._grace = settings.grace if options.grace is None else options.grace
         self._lifetime = lifetime.Lifetime(options, app.clock.monotonic())
-        runner = Runner(app, self.name, keep_results=settings.backend is not None)
+        kind = solo.SoloRunner if options.solo else Runner
+        runner = kind(app, self.name, keep_results=settings.backend is not None)
         self.io = IOThread(
             app,
             runner,
@@ -107,6 +108,12 @@ class Worker:
                 app, msgspec.structs.replace(options, name=self.name), self._stop_io, requests
             ),
         )
+        self._on_sigint: Interrupts | None = None
+        if isinstance(runner, solo.SoloRunner):
+            solo.check(options)
+            solo.arrange(self.io, runner, app.clock)
+            runner.stop = lambda: self.io.stop(self._grace)
+            self._on_sigint = runner
         self._scheduler = scheduler_for(app) if options.schedule else None
         self._threads: list[threading.Thread] = []
         self._io_thread = threading.Thread(target=self._run_io, name="taskline-io", daemon=True)
@@ -119,6 +126,8 @@ class Worker:
         Raises what keeps the worker from its broker, after `REACH_WITHIN` seconds
         where that may pass.
         """
+        if self._on_sigint is not None:
+            raise ConfigurationError("solo=True runs tasks in the main thread: call run()")
         self._call_hooks("worker_start", "process_start")
         self._io_thread.start()
         for slot in self.io.slots:
@@ -157,7 +166,7 @@ class Worker:
         self._owns_process = True
         alone = control is None
         self._call_hooks(*["worker_start"] * alone, "process_start")
-        orders = Orders(self._stop_io, self.retire, control)
+        orders = Orders(self._stop_io, self.retire, control, self._on_sigint)
         orders.open()
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._io_thread.start()

@@ -47,6 +47,7 @@ def check(options: WorkerOptions) -> None:
         "start_method",
         "nice",
         "cpus",
+        "http",
     ):
         if getattr(options, name) != getattr(usual, name):
             raise ConfigurationError(

@@ -139,12 +139,10 @@ def _runs(function: Any, frame: FrameType | None) -> bool:
 class MainThread(AsyncSlots):
     """Coroutines in the thread of a slot, which takes them as its other jobs."""
 
-    def __init__(self, exchange: Exchange, slot: ThreadSlot, runner: SoloRunner) -> None:
-        self.running: dict[Job, Any] = {}
-        self.places: dict[Job, int] = {}
-        self.waiting: dict[Job, bool] = {}
-        self.moved_at = 0.0
-        self._exchange = exchange
+    def __init__(
+        self, exchange: Exchange, slot: ThreadSlot, runner: SoloRunner, clock: Clock
+    ) -> None:
+        super().__init__(1, 1, exchange, runner, None, clock)
         self._slot = slot
         self._solo = runner
 
@@ -161,6 +159,10 @@ class MainThread(AsyncSlots):
     def start(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._exchange.ready.put(job)
+
+    def lag(self, now: float) -> float:
+        """None: it runs only while it has something to run."""
+        return 0.0
 
     def interrupt(self, job: Job) -> None:
         """Nothing: the slot has the job. See `SoloSlot`."""
@@ -191,4 +193,4 @@ def arrange(io: IOThread, runner: SoloRunner, clock: Clock) -> None:
     slot = SoloSlot(0, io.exchange, runner, None, clock)
     io.slots = [slot]
     if io.async_slots is not None:
-        io.async_slots = MainThread(io.exchange, slot, runner)
+        io.async_slots = MainThread(io.exchange, slot, runner, clock)

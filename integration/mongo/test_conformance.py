@@ -7,16 +7,16 @@ import pytest
 from integration.mongo.conftest import Stores
 from taskline.clock import Clock
 from taskline.testing.cases import dead, fencing, leases, looking, receiving, sending
-from taskline.testing.transport_suite import Histories, TransportConformance
+from taskline.testing.transport_suite import TransportConformance
 from taskline.transports.mongodb import MongoTransport
 
 
 class TestMongoTransport(TransportConformance):
     """In the tests' time, which the commands then name instead of the server's."""
 
-    histories = 12
+    histories = 5
     shrink = False
-    crowd = 200
+    crowd = 120
 
     @pytest.fixture
     def make_transport(self, mongo_url: str) -> Callable[[Clock], MongoTransport]:
@@ -57,12 +57,9 @@ class TestSeveralServers(
     looking.Peek,
     looking.Removal,
     looking.Health,
-    Histories,
 ):
-    """Two servers that know nothing of each other."""
+    """Two servers that know nothing of each other. Redis has the random histories of such."""
 
-    histories = 5
-    shrink = False
     crowd = 100
 
     @pytest.fixture

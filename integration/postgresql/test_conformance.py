@@ -13,7 +13,7 @@ from taskline.testing.transport_suite import TransportConformance
 class TestPostgreSQL(TransportConformance):
     """In the tests' time, which the statements then take instead of the server's."""
 
-    histories = 20
+    histories = 8
     shrink = False
 
     @pytest.fixture

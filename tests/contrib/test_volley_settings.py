@@ -124,7 +124,7 @@ def test_what_is_no_configuration_is_refused(source: Any, tmp_path: Path) -> Non
         file = tmp_path / "x.yml"
         file.write_text(source)
         source = file
-    with pytest.raises(ConfigurationError, match="no queues|has no name"):
+    with pytest.raises(ConfigurationError, match=r"no queues|has no name"):
         settings_of(source)
 
 

@@ -1,20 +1,22 @@
-"""The app of the tests with two brokers: what comes by PostgreSQL is passed on by Redis."""
+"""The app of the tests with two brokers: what comes by the one is passed on by the other."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
 from taskline import Taskline, emit
 
+QUEUES = {
+    "events": {"broker": "bus", "name": "prod.events.v1"},
+    "slow": {"broker": "bus", "name": "prod.slow.v1"},
+}
 app = Taskline(
     "etl",
     lease=2.0,
-    connectors={"pg": os.environ.get("POSTGRES", "memory://")},
-    queues={
-        "events": {"broker": "pg", "name": "prod.events.v1"},
-        "slow": {"broker": "pg", "name": "prod.slow.v1"},
-    },
+    connectors={"bus": json.loads(os.environ.get("BUS", '"memory://"'))},
+    queues=QUEUES,
 )
 
 

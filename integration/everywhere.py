@@ -6,6 +6,7 @@ be the same server, and a broker that may take its time to hand out what was sen
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,10 @@ from taskline.testing.stepping import Fate, Hand, Killed
 from taskline.worker import Worker, WorkerOptions
 
 PATIENCE = 60.0
+
+whole_suite = pytest.mark.skipif(
+    not os.environ.get("TASKLINE_TEST_WORKFLOWS"), reason="minutes: set TASKLINE_TEST_WORKFLOWS=1"
+)
 
 
 class Place(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
@@ -62,6 +62,9 @@ STORING = frozenset({"store", "count", "count_all"})
 class Hand:
     """One worker process without threads: `turn` is its I/O thread, and its slot."""
 
+    patience: ClassVar[float] = 0.0
+    """Seconds in which nothing comes where nothing is left: what a broker takes to hand over."""
+
     def __init__(
         self,
         app: Taskline,
@@ -118,11 +121,17 @@ class Hand:
 
     def work(self, turns: int = 400) -> None:
         """Turn until nothing is left to do; an error when that does not come."""
-        idle = 0
-        for _ in range(turns):
-            idle = 0 if self.turn() or self.held else idle + 1
-            if idle == 3:
+        clock = self.app.clock
+        done, idle, since = 0, 0, clock.monotonic()
+        while done < turns:
+            if self.turn() or self.held:
+                done, idle, since = done + 1, 0, clock.monotonic()
+                continue
+            idle += 1
+            if idle >= 3 and clock.monotonic() - since >= self.patience:
                 return
+            if self.patience:
+                clock.sleep(0.01)
         raise AssertionError(f"still at work after {turns} turns, holding {self.held}")
 
     def bury(self) -> None:

@@ -238,3 +238,23 @@ class Everywhere:
             finally:
                 go.set()
                 worker.stop(5)
+
+    def test_a_queue_is_shared_fairly(self, place: Place) -> None:
+        """Most transports hand out in the order of the lanes; all run each message once."""
+        ran = list[tuple[str, int]]()
+        with place.app(queues={"mail": {"fair": "tenant", "lanes": 3}}) as app:
+
+            @app.task(name="note", queue="mail", fair_key="tenant")
+            def note(tenant: str, number: int) -> None:
+                ran.append((tenant, number))
+
+            results = note.starmap(("A", number) for number in range(100))
+            few = note.starmap((tenant, number) for tenant in "BCD" for number in range(3))
+            with working(app):
+                few.get(timeout=PATIENCE)
+                results.get(timeout=PATIENCE)
+            [stats] = app.transport.stats(["mail"])
+            assert not stats.ready
+        assert sorted(ran) == sorted(
+            [*(("A", n) for n in range(100)), *((t, n) for t in "BCD" for n in range(3))]
+        )

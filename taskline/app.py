@@ -286,6 +286,8 @@ class Taskline:
         before it (at most once). `durable`: what its steps return is kept (`taskline.step`).
         `batch`: a run gets the arguments of up to so many messages, as one list; the first
         of them waits `batch_wait` seconds for more (0.1). See `docs/batches.md`.
+        `fair_key`: the argument, or a function of the arguments, that says whose message it
+        is, in a queue that is `fair`: see `docs/queues.md`.
         `bind`: the first argument is the task itself.
         `middleware`: for the runs of this task, inside the app's.
 

@@ -34,6 +34,7 @@ class TaskOptions(TypedDict, total=False):
     serializer: str | None
     ack: Literal["late", "early"]
     durable: bool
+    fair_key: str | Callable[..., Any] | None
     unique: Literal["until_start", "until_end"] | float | None
     unique_by: str | Sequence[str] | Callable[..., Any] | None
     unique_for: float | None
@@ -95,6 +96,8 @@ class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     rule: Any = None
     """Which other calls it is not to meet, a `taskline.unique.Rule`; steps of workflows, which
     travel, have none."""
+    fair: Any = None
+    """What says whose message it is, a `taskline.fairness.FairKey`; steps have none either."""
     plain: bool = True
     """Nothing but queue, priority and serializer is set: the usual case."""
 
@@ -134,6 +137,10 @@ class CallOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         found = msgspec.structs.replace(self, rule=rule, plain=self.plain and rule is None)
         _check_times(found)
         return found
+
+    def shared_by(self, key: Any) -> CallOptions:
+        """These options with a `taskline.fairness.FairKey`, or with None."""
+        return msgspec.structs.replace(self, fair=key, plain=False)
 
 
 def refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...]) -> None:

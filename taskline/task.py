@@ -153,8 +153,11 @@ class Calls(Generic[P, R]):
                 f"{self.name} is unique, throttled or debounced, and each step of a workflow must "
                 "run: .options(unique=False) before s() or si() makes it a step like others"
             )
+        options = self._options
+        if options.fair is not None:  # not all of its arguments are known yet
+            options = options.shared_by(None)
         return TaskStep(
-            self.app, self.name, self._signature, self._options, args, kwargs, immutable=immutable
+            self.app, self.name, self._signature, options, args, kwargs, immutable=immutable
         )
 
     def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
@@ -179,6 +182,8 @@ class Calls(Generic[P, R]):
             apply_options(options, header, now)
             if options.rule is not None:
                 options.rule.mark(app, header, self._signature, args, kwargs, now)
+            if options.fair is not None:
+                options.fair.mark(app, header, args, kwargs)
         request = running()
         if request is not None:
             parent = request.header
@@ -273,6 +278,7 @@ class Task(Calls[P, R]):
         durable: bool = False,
         batch: int | None = None,
         batch_wait: float | None = None,
+        fair_key: Any = None,
         middleware: Sequence[Middleware] = (),
         **rules: Any,
     ) -> None:
@@ -331,6 +337,10 @@ class Task(Calls[P, R]):
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})
         if rules:
             options = options.under(_rule(rules, self.signature))
+        if fair_key is not None:
+            from taskline.fairness import fair_key as checked_key
+
+            options = options.shared_by(checked_key(app, self.queue, fair_key, self.signature))
         super().__init__(app, own, self.signature, options)
         update_wrapper(cast(Any, self), function, updated=())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from taskline import Taskline
 from taskline.backends import memory as memory_backends
 from taskline.clock import ManualClock
-from taskline.errors import ConfigurationError
+from taskline.errors import ConfigurationError, InvalidArguments
 from taskline.message import VERSION, Header, new_id
 from taskline.testing.stepping import Hand
 from taskline.transports import memory as memory_transports
@@ -182,6 +183,61 @@ def test_pausing_and_draining_it(app: Taskline) -> None:
     assert worker.io.drained
     assert len(ran) == 12
     worker.stop(0)
+
+
+class Tenant(Enum):
+    ACME = "acme"
+
+
+def header_of(app: Taskline) -> dict[str, Any]:
+    [delivery] = receive(app)
+    app.transport.ack([delivery])
+    return app.codec.open(delivery.frame)[0].headers
+
+
+def test_the_argument_that_says_whose_it_is(app: Taskline) -> None:
+    @app.task(queue="mail", fair_key="tenant")
+    def by_name(number: int, tenant: Tenant | str = "none", *, copy: bool = False) -> None: ...
+
+    @app.task(queue="mail", fair_key=lambda order: order["customer"]["id"])
+    def by_function(order: dict[str, Any]) -> None: ...
+
+    by_name.delay(1, "a")
+    assert header_of(app) == {"tenant": "a"}
+    by_name.delay(1, tenant=Tenant.ACME, copy=True)
+    assert header_of(app) == {"tenant": "acme"}
+    by_name.delay(1)
+    assert header_of(app) == {"tenant": "none"}
+    by_name.map([1])
+    assert header_of(app) == {"tenant": "none"}
+    by_name.options(headers={"tenant": "b", "x": 1}).delay(1, "a")
+    assert header_of(app) == {"tenant": "b", "x": 1}
+    by_name.options(headers={"x": 1}, priority=3).delay(1, "a")
+    assert header_of(app) == {"tenant": "a", "x": 1}
+    by_function.delay({"customer": {"id": 7}})
+    assert header_of(app) == {"tenant": 7}
+    by_name.options(queue="plain").delay(1, "a")
+    [delivery] = app.transport.receive(["plain"], 1, 30.0, 0.0, "w")
+    assert app.codec.open(delivery.frame)[0].headers == {}
+    by_name.si(1, "a").delay()
+    assert header_of(app) == {}, "steps say it themselves"
+    with pytest.raises(InvalidArguments, match="fair_key gives object"):
+        by_function.delay({"customer": {"id": object()}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fair_key": "tenant"}, "fair_key='tenant': the queue default is not fair: say in"),
+        ({"fair_key": "teant", "queue": "mail"}, r"fair_key='teant': .*has no such argument"),
+        ({"fair_key": 7, "queue": "mail"}, "fair_key=7: must be the name of an argument, or a"),
+    ],
+)
+def test_a_wrong_fair_key_is_refused(app: Taskline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+
+        @app.task(**options)
+        def task(tenant: str) -> None: ...
 
 
 @settings(max_examples=50, deadline=None)

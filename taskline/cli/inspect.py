@@ -127,6 +127,7 @@ def _workers(names: tuple[str, ...]) -> None:
                 for each in found
             ],
         )
+    if not as_json():
         if paused:
             output.note(f"paused queues: {', '.join(paused)}")
         for task, rate in sorted(state.rates.items()):

@@ -105,6 +105,8 @@ class Remote:
                 if self.state.orders:
                     self._obey(self._reporter)
                 if now >= self._next_beat:
+                    if now > self._next_beat + presence.RECORD_TTL / 2:
+                        self._join_at = 0  # the record had ended, and who saw that dropped its name
                     self._next_beat = now + presence.RECORD_TTL * random.uniform(0.3, 0.33)
                     self._beat(self._reporter, stopping)
         return self.state

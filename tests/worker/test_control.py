@@ -329,6 +329,20 @@ def test_an_index_that_is_lost_or_broken_is_made_anew(make_memory_app: Any) -> N
         assert len(app.workers()) == 1
 
 
+def test_who_was_away_is_known_at_its_next_beat(make_memory_app: Any) -> None:
+    clock = ManualClock()
+    app = make_memory_app(clock=clock)
+    remote = Remote(app)
+    Bench(app, remote=remote)
+    clock.advance(1.0)
+    remote.look(clock.monotonic(), False)
+    assert len(app.workers()) == 1
+    clock.advance(RECORD_TTL + 1)
+    assert app.workers() == []
+    remote.look(clock.monotonic(), False)
+    assert len(app.workers()) == 1
+
+
 def test_what_an_idle_process_costs(make_memory_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock()
     app = make_memory_app(clock=clock)

@@ -22,6 +22,8 @@ from taskline.message import VERSION, Header
 if TYPE_CHECKING:
     from taskline.app import Taskline
 
+LARGEST = 2**24
+"""Bytes of a document, at most."""
 CHANGE_WITHIN = 10.0
 """Seconds for which a change is tried while others change the same document."""
 
@@ -44,8 +46,16 @@ class Documents:
 
     def __init__(self, app: Taskline) -> None:
         self._app = app
-        # Also where the app's messages are in another protocol.
-        self._codec = Codec(app.settings)
+        # The app's keys, and nothing else of what it says of its messages.
+        self._codec = Codec(
+            msgspec.structs.replace(
+                app.settings,
+                serializer="json",
+                accept=["json"],
+                compression="",
+                max_message_size=LARGEST,
+            )
+        )
 
     def key(self, subject: str, *parts: str) -> str:
         """The key of a document."""
@@ -63,9 +73,7 @@ class Documents:
 
     def frame(self, key: str, value: Any) -> bytes:
         """What to keep under the key for a value of plain data and structs."""
-        header = Header(
-            VERSION, key, "taskline.control", "", self._app.now(), self._app.settings.serializer
-        )
+        header = Header(VERSION, key, "taskline.control", "", self._app.now())
         return self._codec.encode(header, msgspec.to_builtins(value)).frame
 
     def read(self, key: str, frame: bytes, kind: type[T]) -> T:

@@ -100,11 +100,14 @@ def test_coroutines_have_slots_and_the_loop_a_lag(app: Taskline) -> None:
         await asyncio.sleep(3600)
 
     wait.delay()
-    with working(app, async_slots=5):
+    with working(app, async_slots=5) as worker:
         assert begun.wait(PATIENCE)
+        known(app)
         [task], _ = app.control.active()
         assert (task.task, task.slot) == ("wait", 5)
-        until(lambda: known(app)[0].lag)
+        reporter = worker.io._remote and worker.io._remote._reporter
+        assert reporter is not None
+        assert until(lambda: reporter.info(False).lag)
 
 
 def test_what_is_held_ahead_is_told(memory_app: Taskline) -> None:
@@ -198,6 +201,21 @@ def test_without_a_backend_all_say_so() -> None:
         for call in (app.workers, app.control.active, app.control.shutdown, app.control.state):
             with pytest.raises(ConfigurationError, match="the app bare has no result backend, by"):
                 call()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_message_size": 300},
+        {"serializer": "pickle", "accept": ["pickle"], "accept_unsigned": True},
+        {"compression": "zlib", "compress_above": 1},
+    ],
+)
+def test_what_is_said_of_messages_does_not_concern_it(make_memory_app: Any, settings: Any) -> None:
+    app = make_memory_app(**settings)
+    with working(app, name="a"):
+        known(app)
+        assert not app.control.active()[1].silent
 
 
 def test_strangers_are_not_obeyed(make_app: Any, caplog: pytest.LogCaptureFixture) -> None:

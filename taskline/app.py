@@ -289,6 +289,9 @@ class Taskline:
         `fair_key`: the argument, or a function of the arguments, that says whose message it
         is, in a queue that is `fair`: see `docs/queues.md`.
         `bind`: the first argument is the task itself.
+        `rate`: how many runs may begin in a time, in all workers together: "100/s", "10/m".
+        `concurrency`: how many may run at a time. `limit_key`: the argument, or a function of
+        the arguments, each value of which has these limits of its own. See `docs/limits.md`.
         `middleware`: for the runs of this task, inside the app's.
 
         Raises `ConfigurationError` for a wrong option, for a function that cannot be a

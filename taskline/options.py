@@ -42,6 +42,9 @@ class TaskOptions(TypedDict, total=False):
     throttle: float | None
     debounce: float | None
     max_wait: float | None
+    rate: str | Sequence[str] | None
+    concurrency: int | None
+    limit_key: str | Callable[..., object] | None
     middleware: Sequence[Middleware]
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from taskline.config import nearest
 from taskline.errors import ConfigurationError, InvalidArguments
+from taskline.limits import Limits, limits
 
 if TYPE_CHECKING:
     from taskline.config import Settings
@@ -48,6 +49,10 @@ class QueueSettings(msgspec.Struct, kw_only=True):
     """In how many lanes, with `fair`: 16, unless it says otherwise."""
     protocol: Literal["taskline", "celery"] | None = None
     """What its messages and their outcomes look like; by default as the setting `protocol` says."""
+    rate: str | list[str] | None = None
+    """How many of its messages may begin in a time: `50/s`. See `taskline.limits`."""
+    concurrency: int | None = None
+    """How many of its messages may run at a time, in all workers."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -75,6 +80,8 @@ class Queues:
     def __init__(self, settings: Settings) -> None:
         self.connectors: dict[str, Spec] = {HOME: settings.broker}
         self.routes: dict[str, Route] = {}
+        self.limits: dict[str, Limits] = {}
+        """Of the queues that have some."""
         self._models: dict[str, Model] = {}
         self._protocol = settings.protocol
         if not (settings.queues or settings.connectors or settings.profiles):
@@ -123,6 +130,12 @@ class Queues:
             found.fair or "",
             LANES if found.lanes is None else found.lanes,
         )
+        try:
+            own = limits(found.rate, found.concurrency, None)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"queues: {name}: {error}") from None
+        if own is not None:
+            self.limits[name] = own
         if found.model is not None:
             self._models[name] = Model(name, found.model)
 

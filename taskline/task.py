@@ -8,11 +8,13 @@ from functools import update_wrapper
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
+from taskline import limits
 from taskline import options as check
 from taskline.batch import CHUNK
 from taskline.context import Request, require, running
 from taskline.errors import ConfigurationError, InvalidArguments, SerializationError
 from taskline.hooks import Hooks, Middleware, checked
+from taskline.limits import Limits
 from taskline.message import VERSION, Header, Message, new_id
 from taskline.options import CallOptions
 from taskline.policy import RetryPolicy
@@ -279,6 +281,9 @@ class Task(Calls[P, R]):
         batch: int | None = None,
         batch_wait: float | None = None,
         fair_key: Any = None,
+        rate: str | Sequence[str] | None = None,
+        concurrency: int | None = None,
+        limit_key: str | Callable[..., object] | None = None,
         middleware: Sequence[Middleware] = (),
         **rules: Any,
     ) -> None:
@@ -307,6 +312,10 @@ class Task(Calls[P, R]):
             settings.result_ttl if result_ttl is None else check.seconds("result_ttl", result_ttl)
         )
         self.ack = check.one_of("ack", ack, ("late", "early"))
+        self.limits: Limits | None = None
+        """Its rates and its concurrency, of which most tasks have none."""
+        if rate is not None or concurrency is not None or limit_key is not None:
+            self.limits = limits.limits(rate, concurrency, limit_key)
         self.middleware = tuple(map(checked, middleware))
         self.hooks: Hooks | None = None
         """What is called around its runs, the app's middleware and its own; None if nothing is."""
@@ -332,6 +341,8 @@ class Task(Calls[P, R]):
             from taskline.durable import keeping_steps
 
             self.body = keeping_steps(app, self.body)
+        if self.limits is not None:
+            limits.check_key(self.limits, self.signature.signature, bool(self.batch))
         own = _name(app, function) if name is None else check.identifier("name", name)
         defaults = CallOptions(self.queue, self.priority, self.serializer)
         options = defaults.changed({"expires": self.expires, "result_ttl": result_ttl})

@@ -6,6 +6,7 @@ Owned by the I/O thread.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from taskline.app import Taskline
@@ -66,6 +67,11 @@ class Admission:
         self._condemned = condemned
         self._max_deliveries = max_deliveries
         self._unknown_grace = app.settings.unknown_grace
+        self.limited: Callable[[Job], bool] | None = None
+        """Whether a job is subject to limits, when there are some: it is acknowledged early
+        not before it has what they ask for."""
+        self.given_up: Callable[[Job], None] | None = None
+        """Told of jobs with limits that will not go on where a run of them was cut off."""
 
     def admit(self, deliveries: list[Delivery]) -> Admitted:
         """Sort these deliveries by what becomes of them."""
@@ -106,19 +112,21 @@ class Admission:
                 or header.slot is not None
                 or revoked
             ) and not self._may_run(job, now):
+                if delivery.lost and self.given_up is not None:
+                    self.given_up(job)
                 continue
             assert task is not None
-            if task.ack == "early":
+            if task.ack == "early" and not (self.limited is not None and self.limited(job)):
                 early.append(job)
-            elif delivery.lost:
+            elif delivery.lost and task.ack != "early":
                 suspects.append(job)
             else:
                 (coroutines if task.is_async else plain).append(job)
         for job in self._look(steps) if steps else ():
             assert job.task is not None
-            if job.task.ack == "early":
+            if job.task.ack == "early" and not (self.limited is not None and self.limited(job)):
                 early.append(job)
-            elif job.delivery.lost:
+            elif job.delivery.lost and job.task.ack != "early":
                 suspects.append(job)
             else:
                 (coroutines if job.task.is_async else plain).append(job)

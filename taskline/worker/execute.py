@@ -356,6 +356,15 @@ class Runner:
             raise _NotNow from error
 
     def arguments(self, job: Job) -> tuple[Any, Any]:
+        """As `decoded`, for the start of the job, of which the log is told."""
+        args, kwargs = self.decoded(job)
+        if log.isEnabledFor(self._level_of_start):
+            assert job.task is not None
+            assert job.header is not None
+            self._log_start(job.task, job.header, args, kwargs)
+        return args, kwargs
+
+    def decoded(self, job: Job) -> tuple[Any, Any]:
         """A job's arguments as its task declares them; raises what is wrong with them."""
         task, header = job.task, job.header
         assert task is not None
@@ -367,10 +376,7 @@ class Runner:
             args, kwargs = self._with_results(job, args, kwargs)
         if header.queue in self._models:
             args = self._models[header.queue].convert(header.task, args, kwargs)
-        args, kwargs = task.signature.convert(args, kwargs)
-        if log.isEnabledFor(self._level_of_start):
-            self._log_start(task, header, args, kwargs)
-        return args, kwargs
+        return task.signature.convert(args, kwargs)
 
     def request(self, job: Job, header: Header) -> context.Request:
         """What the job's run knows of itself."""

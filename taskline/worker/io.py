@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import threading
+from collections.abc import Mapping
 from itertools import chain
 
 from taskline.app import Taskline
@@ -25,6 +26,7 @@ from taskline.worker.gather import Gather, expanded
 from taskline.worker.herald import Herald
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
+from taskline.worker.limits import Limiter, rulebook
 from taskline.worker.outage import Outage
 from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
@@ -128,6 +130,10 @@ class IOThread:
             else None
         )
         """Until then idle places for coroutines are no reason to ask for more."""
+        self._limiter: Limiter | None = None
+        """Where there are limits."""
+        self._rates: Mapping[str, str] = {}
+        """The rates that it was told last."""
         self._transport: Transport
         self._backend: Backend | None
         self._settlements: Settlements
@@ -220,6 +226,7 @@ class IOThread:
             self._condemned,
             self._max_deliveries,
         )
+        self._heed_rates(self.state.rates)
         if self.async_slots is not None:
             self._app.resources.loop = self.async_slots.open()
         if self._remote is not None:
@@ -292,6 +299,8 @@ class IOThread:
         if now >= self._next_renewal:
             # Before the flush: what was lost while this process was paused is not settled.
             self._settlements.renew(self._lease)
+            if self._limiter is not None:
+                self._limiter.renew()
             self._next_renewal = now + self._lease / 3
         self._settlements.flush()
         self._hand_back_stuck(now)
@@ -300,6 +309,8 @@ class IOThread:
             self.state = self._remote.look(now, self.stopping)
             if self.state.paused or self._turns.paused:
                 self._heed_pauses()
+            if self.state.rates is not self._rates:
+                self._heed_rates(self.state.rates)
         if self._stop_by is not None and self._ended(now, self._stop_by):
             return True
         if running:
@@ -320,9 +331,13 @@ class IOThread:
             self._settlements.give_back(self.exchange.take_back())
             if self._gather is not None:
                 self._settlements.give_back(self._gather.take_back())
+            if self._limiter is not None:
+                self._limiter.take_back()
             self._settlements.flush()
 
     def _wait_and_receive(self, now: float, patience: float) -> None:
+        if self._limiter is not None and now >= self._outage.retry_at and not self.stopping:
+            self._begin_limited(now, self._limiter)
         waiting = self.exchange.ready.qsize()
         if waiting and now >= self._outage.retry_at:
             # Slots are busy and have more to do: let finished jobs gather.
@@ -341,6 +356,8 @@ class IOThread:
             due = self._gather.next_due()
             if due > now:
                 until = min(until, due)
+        if self._limiter is not None and self._limiter.next_due() > now:
+            until = min(until, self._limiter.next_due())
         if now < self._outage.retry_at:
             self._sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:
@@ -359,6 +376,10 @@ class IOThread:
     def _room(self, now: float, waiting: int) -> int:
         """How many messages to ask for, when so many wait for a thread."""
         idle_async = self.async_slots.idle if self.async_slots is not None else 0
+        limiter = self._limiter
+        if limiter is not None:
+            waiting += limiter.ready(now, False)
+            idle_async = max(0, idle_async - limiter.ready(now, True))
         if not idle_async and now < self._full_until:
             return 0
         room = self._sync_room(waiting) if self._serves_sync else 0
@@ -369,8 +390,11 @@ class IOThread:
             room = max(room, idle_async)
         if self._gather is not None and now >= self._sparse_until and (room or idle_async):
             room = max(room, self._gather.room(self._app.tasks.values()))
+        if limiter is not None and room > 0:
+            room = max(room, limiter.eager)
         if self._lifetime is not None:
-            room = self._lifetime.limit(room, len(self._settlements.held))
+            held = len(self._settlements.held) - (0 if limiter is None else limiter.waiting)
+            room = self._lifetime.limit(room, held)
         return self._quarantine.limit(room)
 
     def _sync_room(self, waiting: int) -> int:
@@ -381,20 +405,22 @@ class IOThread:
 
     def _receive(self, limit: int, wait: float) -> None:
         queues = self._turns.next()
+        if self._limiter is not None:
+            now = self._clock.monotonic()
+            scant, number = self._limiter.scant_queues(queues, now)
+            if scant and (deliveries := self._ask(scant, min(number, limit), 0.0)):
+                self._take_in(deliveries)
+                return
+            queues = self._limiter.open_queues(queues, now)
         if wait > 0:
             self.exchange.waiting = True
             self._receiving = self._transport
             if self.exchange.done or self._event.is_set():
                 wait = 0.0
-        hooks = self._app.hooks
-        if hooks.of_receives:
-            hooks.call("before_receive", queues, limit)
         try:
             if queues:
-                deliveries = self._transport.receive(
-                    queues, limit, self._lease, wait, self._consumer
-                )
-            else:  # all are paused
+                deliveries = self._ask(queues, limit, wait)
+            else:  # all are paused, or have enough here
                 deliveries = []
                 self._sleep(wait)
         finally:
@@ -408,7 +434,8 @@ class IOThread:
         idle = wait > 0 and not self._settlements.held
         if self._starvation is not None:
             self._look_at_hunger(now, self._starvation)
-        if self._drain and idle and not deliveries and self._queues_are_empty():
+        parked = self._limiter is not None and now < self._limiter.parked_until
+        if self._drain and idle and not deliveries and not parked and self._queues_are_empty():
             self.drained = True
             self.stop(0.0)
         if now >= self._next_upkeep and (idle or now >= self._next_upkeep + UPKEEP_AT_LEAST):
@@ -416,6 +443,12 @@ class IOThread:
             self._transport.maintain()
             if self._backend is not None:
                 self._backend.maintain()
+
+    def _ask(self, queues: list[str], limit: int, wait: float) -> list[Delivery]:
+        hooks = self._app.hooks
+        if hooks.of_receives:
+            hooks.call("before_receive", queues, limit)
+        return self._transport.receive(queues, limit, self._lease, wait, self._consumer)
 
     def _queues_are_empty(self) -> bool:
         """Whether nothing is due, and nobody holds anything that may come back.
@@ -456,6 +489,8 @@ class IOThread:
             raise
         if self._app.hooks.of_receives:
             self._app.hooks.call("after_receive", [job.header for job in chain(*admitted)])
+        if self._limiter is not None:
+            admitted = self._limiter.keep(admitted, now)
         plain, coroutines, _ = self._quarantine.isolate(admitted)
         give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
         if self._gather is not None:
@@ -469,13 +504,13 @@ class IOThread:
                 give_back(plain[fit:])
                 plain = plain[:fit]
                 self._sparse_until = now + PATIENCE
-        if self.async_slots is not None:
+        if self.async_slots is not None or self._limiter is not None:
             # A broker does not tell `def` tasks from coroutines: there may be too many of either.
-            idle = self.async_slots.idle
+            idle = self.async_slots.idle if self.async_slots is not None else 0
             if len(coroutines) > idle:
                 give_back(coroutines[idle:])
                 self._full_until = now + PATIENCE
-            if coroutines:
+            if coroutines and self.async_slots is not None:
                 self.async_slots.start(coroutines[:idle])
             fit = max(0, self._sync_room(waiting))
             if len(plain) > fit:
@@ -490,13 +525,15 @@ class IOThread:
 
     def _collect(self) -> None:
         """Take over what the slots have finished."""
-        done, gather = self.exchange.done, self._gather
+        done, gather, limiter = self.exchange.done, self._gather, self._limiter
         durations: list[float] = []
         while done:
             job = done.popleft()
             if gather is not None and job.members:
                 self._collect_batch(job, gather, durations)
                 continue
+            if limiter is not None:
+                limiter.ended(job)
             if job.started:
                 durations.append(job.finished - job.started)
             if not job.abandoned:
@@ -508,6 +545,8 @@ class IOThread:
     def _collect_batch(self, batch: Job, gather: Gather, durations: list[float]) -> None:
         """Take over the members of a batch; each took its share of the time."""
         gather.ended(batch)
+        if self._limiter is not None:
+            self._limiter.ended(batch)
         share = (self._clock.time() - batch.started) / len(batch.members)
         durations += [max(share, 0.0)] * len(batch.members)
         if not batch.abandoned:
@@ -520,11 +559,52 @@ class IOThread:
         idle = sum(slot.current is None for slot in self.slots) - self.exchange.ready.qsize()
         idle_async = self.async_slots.idle if self.async_slots is not None else 0
         plain, coroutines = gather.begin(now, idle, idle_async)
+        if self._limiter is not None:
+            plain, coroutines = (self._limiter.wait(some, now) for some in (plain, coroutines))
         for job in plain:
             self.exchange.ready.put(job)
         if coroutines and self.async_slots is not None:
             self.async_slots.start(coroutines)
         self._settlements.give_back(gather.stuck(now))
+
+    def _heed_rates(self, rates: Mapping[str, str]) -> None:
+        """Keep the limits of the app, with these rates in place of its own."""
+        if self._limiter is not None:
+            if rates != self._rates:
+                self._limiter.told(rates)
+        elif self._backend is not None and (book := rulebook(self._app, rates)).first():
+            self._limiter = Limiter(
+                self._app,
+                book,
+                self._backend.keys(),
+                self._runner,
+                self._settlements,
+                self._gather,
+                self._consumer,
+                self._lease,
+            )
+            self._admission.limited = self._limiter.limits
+            self._admission.given_up = self._limiter.given_up
+        self._rates = rates
+
+    def _begin_limited(self, now: float, limiter: Limiter) -> None:
+        """Give idle slots the jobs whose limits let them begin."""
+        if self._quarantine.occupied:
+            limiter.take_back()
+            return
+        waiting, ahead = self.exchange.ready.qsize(), self._prefetch.target()
+        threads = sum(slot.current is None for slot in self.slots) - waiting
+        if threads <= 0 and ahead:
+            # They wait behind others for a moment only.
+            threads = min(1 + ahead // 5, 2 * ahead - waiting)
+        coroutines = self.async_slots.idle if self.async_slots is not None else 0
+        plain, others = limiter.begin(now, max(threads, 0), coroutines)
+        for job in plain:
+            self.exchange.ready.put(job)
+        if others and self.async_slots is not None:
+            self.async_slots.start(others)
+        if self._settlements.has_releases:
+            self._settlements.flush()
 
     def _hand_back_stuck(self, now: float) -> None:
         """Hand back what waits behind long tasks, so that idle slots elsewhere can have it."""
@@ -533,6 +613,9 @@ class IOThread:
         elif now - self._taken_at > PATIENCE:
             self._prefetch.stuck(now - self._taken_at)
             self._settlements.give_back(self.exchange.take_back())
+            self._settlements.flush()
+        if self._limiter is not None and self._limiter.stuck(now):
+            self._prefetch.stuck(PATIENCE)
             self._settlements.flush()
         slots = self.async_slots
         if slots is not None and slots.waiting and now - slots.moved_at > PATIENCE:
@@ -546,6 +629,8 @@ class IOThread:
         settlements.give_back(exchange.take_back())
         if self._gather is not None:
             settlements.give_back(self._gather.take_back())
+        if self._limiter is not None:
+            self._limiter.take_back()
         running = self._watch.running()
         if now < by and (running or exchange.ready.qsize() or exchange.done):
             settlements.flush()
@@ -562,7 +647,11 @@ class IOThread:
         settlements.give_back(exchange.take_back(early=True))
         self._collect()
         settlements.flush()
-        return not settlements.held
+        if settlements.held:
+            return False
+        if self._limiter is not None:
+            self._limiter.close()
+        return True
 
 
 def _reach(transport: Transport, backend: Backend | None) -> None:

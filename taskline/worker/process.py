@@ -22,7 +22,7 @@ from taskline.context import mark_log_records
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included
-from taskline.worker import lifetime, solo
+from taskline.worker import lifetime, limits, solo
 from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
@@ -75,6 +75,7 @@ class Worker:
         lifetime.check(options)
         mark_log_records()
         import_included(app)
+        limits.check(app)
         settings = app.settings
         check_keys(app)
         self.app = app

@@ -74,6 +74,11 @@ class Settlements:
             job.delay = delay
             self._pending[RELEASE].append(job)
 
+    @property
+    def has_releases(self) -> bool:
+        """Whether jobs were given back that are not released yet."""
+        return bool(self._pending[RELEASE])
+
     def flush(self) -> None:
         """Carry out the verdicts; raises `TransportError` with the rest still pending."""
         pending = self._pending

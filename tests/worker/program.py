@@ -59,6 +59,9 @@ def make_app(directory: str, **settings: object) -> Taskline:
         borrow_async,
     ):
         app.task(name=function.__name__)(function)
+    if os.environ.get("PROGRAM_LIMITS"):
+        app.task(name="room", concurrency=2)(hold)
+        app.task(name="alone", concurrency=1, retry=0, timeout=0.2, limit_key="name")(stuck)
     return app
 
 

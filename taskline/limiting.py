@@ -1,0 +1,170 @@
+"""Which limits hold for a message, under which names the workers share them, and how they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from taskline.backends.permits import Ask, Place
+from taskline.errors import InvalidArguments
+from taskline.limits import Limits, Rate
+
+if TYPE_CHECKING:
+    from taskline.app import Taskline
+    from taskline.backends.keys import KeyStore
+    from taskline.task import Task
+
+LONGEST = 100
+"""Characters of a key that stands in a name as it is; a longer one is hashed."""
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """A rate, and the name of the tokens that all workers share."""
+
+    name: str
+    rate: Rate
+
+
+class Semaphore(msgspec.Struct, frozen=True):
+    """A number of places, and the name under which all workers share them."""
+
+    name: str
+    limit: int
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """All limits of one message: its task's, its queue's."""
+
+    buckets: tuple[Bucket, ...] = ()
+    semaphores: tuple[Semaphore, ...] = ()
+
+
+class Rulebook:
+    """The limits of one app. `told` are rates that hold in place of those in the code."""
+
+    def __init__(self, app: Taskline, told: Mapping[str, tuple[Rate, ...]] | None = None) -> None:
+        self._app = app
+        self._told = dict(told or {})
+
+    def first(self) -> str:
+        """One task or queue that has limits; empty when none has."""
+        limited = [f"the task {task.name}" for task in self._app.tasks.values() if task.limits]
+        limited += [f"the queue {queue}" for queue in self._app.queues.limits]
+        limited += self._told
+        return limited[0] if limited else ""
+
+    def of_task(self, name: str) -> Limits | None:
+        """The limits of a task, with the rates that it was told."""
+        task = self._app.tasks.get(name)
+        return self._with_told(name, None if task is None else task.limits)
+
+    def of_queue(self, name: str) -> Limits | None:
+        """The limits of a queue."""
+        return self._with_told(f"queue:{name}", self._app.queues.limits.get(name))
+
+    def _with_told(self, name: str, found: Limits | None) -> Limits | None:
+        if name not in self._told:
+            return found
+        return msgspec.structs.replace(found or Limits(), rates=self._told[name])
+
+    def rules(self, task: str, queue: str, key: str = "") -> Rules:
+        """What a message of this task in this queue keeps to; `key` is `key_of` it."""
+        own, shared = self.of_task(task), self.of_queue(queue)
+        name = f"{self._app.name}:task:{task}" + (f":{short(key)}" if key else "")
+        of_task = Rules() if own is None else _rules(name, own)
+        of_queue = Rules() if shared is None else _rules(f"{self._app.name}:queue:{queue}", shared)
+        return Rules(of_task.buckets + of_queue.buckets, of_task.semaphores + of_queue.semaphores)
+
+
+def _rules(name: str, limits: Limits) -> Rules:
+    return Rules(
+        tuple(Bucket(f"{name}#{number}", rate) for number, rate in enumerate(limits.rates)),
+        () if limits.concurrency is None else (Semaphore(name, limits.concurrency),),
+    )
+
+
+def short(key: str) -> str:
+    """A key as it may stand in the name of a limit."""
+    if len(key) <= LONGEST:
+        return key
+    return blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def key_of(task: Task[..., Any], args: Any, kwargs: dict[str, Any]) -> str:
+    """The key of a call of a task, of its converted arguments; "" where it has no `limit_key`.
+
+    Raises `InvalidArguments` when the arguments have none, and what a function of them raises.
+    """
+    wanted = None if task.limits is None else task.limits.key
+    if wanted is None:
+        return ""
+    if callable(wanted):
+        return f"={wanted(*args, **kwargs)}"
+    bound = task.signature.signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    for name, value in bound.arguments.items():
+        if name == wanted:
+            return f"={value}"
+        if isinstance(value, dict) and wanted in value and name not in kwargs:
+            return f"={value[wanted]}"
+    raise InvalidArguments(f"{task.name}: there is no argument {wanted!r}, its limit_key")
+
+
+class RateStatus(msgspec.Struct, frozen=True):
+    """How a rate stands at the moment."""
+
+    rate: str
+    left: float
+    """Runs that may begin at once."""
+    burst: float
+
+
+class LimitStatus(msgspec.Struct, frozen=True):
+    """How the limits of one task or queue stand at the moment."""
+
+    scope: str
+    """`task` or `queue`."""
+    name: str
+    key: str
+    rates: tuple[RateStatus, ...] = ()
+    concurrency: int | None = None
+    held: tuple[Place, ...] = ()
+    """Who has the places: ids of tasks, with their worker, and the seconds until they end."""
+    keyed: bool = False
+    """Each key has limits of its own; without a `key` those of none are told."""
+
+
+def status(app: Taskline, book: Rulebook, keys: KeyStore, key: str = "") -> list[LimitStatus]:
+    """How all limits of an app stand; those by key only for the key that is given."""
+    found = []
+    scopes = [("task", name, book.of_task(name)) for name in sorted(app.tasks)]
+    queues = sorted({*app.queues.limits, *(task.queue for task in app.tasks.values())})
+    scopes += [("queue", name, book.of_queue(name)) for name in queues]
+    for scope, name, limits in scopes:
+        if limits is None:
+            continue
+        keyed = limits.key is not None
+        rules = Rules()
+        if not keyed or key:
+            suffix = f":{short('=' + key)}" if keyed else ""
+            rules = _rules(f"{app.name}:{scope}:{name}{suffix}", limits)
+        asks = [Ask(b.name, b.rate.per_second, b.rate.burst, 0) for b in rules.buckets]
+        taken = keys.take(asks) if asks else []
+        found.append(
+            LimitStatus(
+                scope,
+                name,
+                key if keyed else "",
+                tuple(
+                    RateStatus(str(bucket.rate), each.left, bucket.rate.burst)
+                    for bucket, each in zip(rules.buckets, taken, strict=True)
+                ),
+                limits.concurrency,
+                tuple(place for each in rules.semaphores for place in keys.places(each.name)),
+                keyed,
+            )
+        )
+    return found

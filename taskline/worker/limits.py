@@ -1,0 +1,587 @@
+"""Jobs that wait for their limits: which may begin, which wait here, which in the broker.
+
+Tokens and places are taken when a slot is idle, so that what was taken begins at
+once. What gets none waits here, under its lease and without a slot, if its turn
+comes within about a second; else it goes back to the broker until about its turn.
+Owned by the I/O thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Mapping
+
+from taskline.app import Taskline
+from taskline.backends.keys import KeyStore
+from taskline.backends.permits import Ask, Claim, Holder
+from taskline.control.documents import why_no_keys
+from taskline.errors import ConfigurationError
+from taskline.limiting import Rulebook, key_of
+from taskline.limits import rates
+from taskline.worker.admit import Admitted
+from taskline.worker.execute import RELEASE, Job, Runner
+from taskline.worker.gather import Gather
+from taskline.worker.permits import Line, Places, Tokens
+from taskline.worker.prefetch import PATIENCE
+from taskline.worker.quarantine import SUSPECT_DELAY
+from taskline.worker.settle import Settlements
+
+log = logging.getLogger("taskline.worker")
+
+LEAD = 0.5
+"""Seconds before its turn at which a job comes back from the broker."""
+STEP = 0.25
+"""Seconds to which times in the broker are rounded: those of one time go back together."""
+MOST = 1000
+"""Jobs that wait here at most, of all limits together."""
+EAGER = 512
+"""Messages that are asked for at most while they are only passed on."""
+FEW = 2000
+"""Lines that are remembered though nothing waits in them."""
+
+
+class Limiter:
+    """Of one process."""
+
+    def __init__(
+        self,
+        app: Taskline,
+        book: Rulebook,
+        keys: KeyStore,
+        runner: Runner,
+        settlements: Settlements,
+        gather: Gather | None,
+        consumer: str,
+        lease: float,
+    ) -> None:
+        self._app = app
+        self._book = book
+        self._keys = keys
+        self._runner = runner
+        self._settlements = settlements
+        self._gather = gather
+        self._consumer = consumer
+        self._lease = lease
+        self._clock = app.clock
+        self._lines: dict[tuple[str, str, str], Line] = {}
+        """Those in which jobs wait, by task, queue and key; whose turn it is comes first."""
+        self._quiet: dict[tuple[str, str, str], Line] = {}
+        self._known: dict[str, Tokens | Places] = {}
+        """What lines share, by the name of the limit."""
+        self._whole: dict[str, Line] = {}
+        """For each queue with limits a line of its own in which nobody waits."""
+        self._limited: dict[tuple[str, str], bool] = {}
+        self._holds: dict[Job, Line] = {}
+        """The jobs that hold places."""
+        self._left: list[Claim] = []
+        """By which places of killed runs are to be freed."""
+        self._due = 0.0
+        """When a turn is worth something, by the monotonic clock."""
+        self.parked_until = 0.0
+        """When the last job comes back that this process gave back, by the monotonic clock."""
+        self.eager = 0
+        """How many messages to ask for while those that come are only passed on; 0 as usual."""
+
+    def told(self, told: Mapping[str, str]) -> None:
+        """Let these rates hold from now on, in place of those in the code."""
+        self._book = rulebook(self._app, told)
+        waiting = list(self._lines.items())
+        held = {each for line in self._holds.values() for each in line.places}
+        self._lines, self._quiet, self._whole, self._limited = {}, {}, {}, {}
+        self._known = {each.name: each for each in held}
+        self._due = 0.0
+        for (task, queue, key), line in waiting:
+            fresh = self._line(task, queue, key, line.is_async)
+            fresh.jobs, fresh.moved_at, fresh.mean = line.jobs, line.moved_at, line.mean
+
+    # Coming
+
+    def limits(self, job: Job) -> bool:
+        """Whether the job is subject to limits."""
+        assert job.task is not None
+        which = job.task.name, job.delivery.queue
+        found = self._limited.get(which)
+        if found is None:
+            own, shared = self._book.of_task(which[0]), self._book.of_queue(which[1])
+            found = self._limited[which] = own is not None or shared is not None
+        return found
+
+    def keep(self, admitted: Admitted, now: float) -> Admitted:
+        """Let the jobs that have limits wait; returns the others.
+
+        Batches come to `wait` when they are formed. Suspects get a permit at once, or go back.
+        """
+        self.eager = 0
+        plain, coroutines = (
+            [job for job in jobs if not self._keeps(job, now)] for jobs in admitted[:2]
+        )
+        suspects = [job for job in admitted.suspects if not self._refuses(job, now)]
+        return Admitted(plain, coroutines, suspects)
+
+    def wait(self, jobs: list[Job], now: float) -> list[Job]:
+        """Let the batches of these wait that have limits; returns the others."""
+        return [job for job in jobs if not self.limits(job) or self._join(job, now) is None]
+
+    def _keeps(self, job: Job, now: float) -> bool:
+        assert job.task is not None
+        if job.task.batch or not self.limits(job):
+            return False
+        self._join(job, now)
+        return True
+
+    def _refuses(self, job: Job, now: float) -> bool:
+        if not self.limits(job):
+            return False
+        line = self._join(job, now)
+        if line is None:
+            return True
+        line.jobs.pop()
+        if self._permitted([(line, [job])], now):
+            return False
+        self._settlements.give_back([job], max(SUSPECT_DELAY, min(line.ready_at - now, 10.0)))
+        return True
+
+    def _join(self, job: Job, now: float) -> Line | None:
+        """The line at whose end the job is now; None when it has failed for want of a key."""
+        task = job.task
+        assert task is not None
+        key = ""
+        if task.limits is not None and task.limits.key is not None:
+            try:
+                key = key_of(task, *self._runner.decoded(job))
+            except Exception as error:
+                self._runner.failed(job, error)
+                self._settlements.add(job)
+                return None
+        line = self._line(task.name, job.delivery.queue, key, task.is_async)
+        if not line.jobs:
+            line.moved_at = now
+        line.jobs.append(job)
+        self._due = 0.0
+        return line
+
+    def _line(self, task: str, queue: str, key: str, is_async: bool) -> Line:
+        which = task, queue, key
+        line = self._lines.get(which) or self._quiet.pop(which, None)
+        if line is None:
+            rules = self._book.rules(task, queue, key)
+            tokens = [self._tokens(Tokens(each)) for each in rules.buckets]
+            places = [self._places(Places(each)) for each in rules.semaphores]
+            line = Line(f"line:{task}:{queue}:{key}", is_async, tokens, places)
+        self._lines[which] = line
+        return line
+
+    def _tokens(self, fresh: Tokens) -> Tokens:
+        found = self._known.setdefault(fresh.name, fresh)
+        return found if isinstance(found, Tokens) else fresh
+
+    def _places(self, fresh: Places) -> Places:
+        found = self._known.setdefault(fresh.name, fresh)
+        return found if isinstance(found, Places) else fresh
+
+    # Beginning
+
+    def begin(self, now: float, threads: int, coroutines: int) -> tuple[list[Job], list[Job]]:
+        """Jobs that may begin now, at most so many of either kind.
+
+        Raises `TransportError`; nothing is forgotten then.
+        """
+        begun: tuple[list[Job], list[Job]] = [], []
+        if now < self._due:
+            return begun
+        self._drop_settled()
+        room = [threads, coroutines]
+        while wishes := self._wishes(now, room):
+            for line, jobs in self._permitted(wishes, now):
+                begun[line.is_async].extend(jobs)
+                room[line.is_async] -= len(jobs)
+        self._give_up()
+        self._park(now)
+        for which, line in list(self._lines.items()):
+            if not line.jobs:
+                self._quiet[which] = self._lines.pop(which)
+        if len(self._quiet) > FEW:
+            self._forget()
+        self._due = min(
+            (line.ready_at for line in self._lines.values() if line.ready_at > now),
+            default=math.inf,
+        )
+        if any(line.ready_at <= now for line in self._lines.values()):
+            self._due = 0.0  # for a slot
+        return self._acknowledged(begun[0]), self._acknowledged(begun[1])
+
+    def _acknowledged(self, jobs: list[Job]) -> list[Job]:
+        """These jobs, where those that are acknowledged before they run are that now."""
+        early = [job for job in jobs if job.task is not None and job.task.ack == "early"]
+        if not early:
+            return jobs
+        kept = self._settlements.ack_early(early)
+        for job in early:
+            job.lost = job not in kept
+        return [job for job in jobs if not job.lost]
+
+    def _wishes(self, now: float, room: list[int]) -> list[tuple[Line, list[Job]]]:
+        """For which jobs to ask: those whose turn may have come, as far as slots are idle."""
+        left = list(room)
+        wishes = []
+        for which, line in list(self._lines.items()):
+            line.drop(_is_lost)
+            number = min(len(line.jobs), left[line.is_async])
+            if not line.jobs or line.ready_at > now:
+                line.lacks_since = 0.0
+            elif not number:
+                line.lacks_since = line.lacks_since or now
+            else:
+                line.lacks_since = 0.0
+                left[line.is_async] -= number
+                wishes.append((line, line.jobs[:number]))
+                # Whoever was asked for comes last the next time.
+                self._lines[which] = self._lines.pop(which)
+        return wishes
+
+    def _permitted(
+        self, wishes: list[tuple[Line, list[Job]]], now: float
+    ) -> list[tuple[Line, list[Job]]]:
+        """Take places and tokens; returns the jobs that have all they need, out of their lines."""
+        held = self._hold(wishes, now)
+        try:
+            granted = self._take(held, now)
+        except BaseException:
+            for line, jobs in held:
+                for job in jobs:
+                    self._free(job, line)
+            raise
+        for line, jobs in granted:
+            begun = set(jobs)
+            line.drop(begun.__contains__)
+            line.moved_at = now
+            if line.places:
+                self._holds.update(dict.fromkeys(jobs, line))
+                for each in line.places:
+                    each.held |= begun
+        return granted
+
+    def _hold(
+        self, wishes: list[tuple[Line, list[Job]]], now: float
+    ) -> list[tuple[Line, list[Job]]]:
+        """Those of these jobs that have all places they need."""
+        asked = [(line, jobs, each) for line, jobs in wishes for each in line.places]
+        if not asked:
+            return wishes
+        freed = self._freed()
+        claims = [
+            Claim(each.name, each.limit, tuple(map(self._holder, jobs))) for _, jobs, each in asked
+        ]
+        answers = self._keys.hold([*freed, *claims], self._lease)[len(freed) :]
+        self._were_freed()
+        lacking: set[Job] = set()
+        got: list[tuple[Job, Places]] = []
+        for (_, jobs, each), ids in zip(asked, answers, strict=True):
+            each.learn(now, len(jobs), len(ids))
+            for job in jobs:
+                if job.delivery.id in ids:
+                    got.append((job, each))
+                else:
+                    lacking.add(job)
+        for job, each in got:
+            if job in lacking:  # one place is no use without the other
+                each.free(job, self._holder(job))
+        return [(line, [job for job in jobs if job not in lacking]) for line, jobs in wishes]
+
+    def _take(self, held: list[tuple[Line, list[Job]]], now: float) -> list[tuple[Line, list[Job]]]:
+        """Those of these jobs for which there are tokens; the others give up their places."""
+        asked = [(line, jobs, each) for line, jobs in held for each in line.tokens if jobs]
+        if not asked:
+            return held
+        asks = [Ask(each.name, each.rate, each.burst, len(jobs)) for _, jobs, each in asked]
+        numbers = {id(line): len(jobs) for line, jobs in held}
+        answers = self._keys.take(asks)
+        for (line, jobs, each), taken in zip(asked, answers, strict=True):
+            each.learn(now, len(jobs), taken)
+            numbers[id(line)] = min(numbers[id(line)], taken.number)
+        surplus = [
+            ask._replace(wanted=numbers[id(line)] - taken.number)
+            for (line, _, _), ask, taken in zip(asked, asks, answers, strict=True)
+            if taken.number > numbers[id(line)]
+        ]
+        if surplus:
+            self._keys.take(surplus)
+        granted = []
+        for line, jobs in held:
+            number = numbers[id(line)]
+            granted.append((line, jobs[:number]))
+            for job in jobs[number:]:
+                self._free(job, line)
+        return granted
+
+    # Waiting elsewhere
+
+    def _park(self, now: float) -> None:
+        """Give those back to the broker that would wait here for long."""
+        came = parked = 0
+        here = sum(len(line.jobs) for line in self._lines.values())
+        for line in self._lines.values():
+            if line.ready_at <= now:
+                continue
+            leave = line.forsaken(now) or here > MOST
+            if leave:
+                line.kept = 0
+                line.moved_at = now
+            fresh = line.jobs[line.kept :]
+            if not fresh:
+                continue
+            came += len(fresh)
+            room = 0 if now < line.full_until else line.keeps() - line.kept
+            # What was here before has waited for its turn; what is new comes after it.
+            room_again = 2 * line.keeps() - line.kept
+            stay: list[Job] = []
+            go: list[Job] = []
+            for job in fresh:
+                fits = len(stay) < (room_again if job.delivery.deliveries > 1 else room)
+                (stay if fits and not leave else go).append(job)
+            line.jobs[line.kept :] = stay
+            line.kept += len(stay)
+            parked += len(go)
+            here -= len(go)
+            if go:
+                self._give_back(line, go, now)
+        if parked > came / 2:
+            self.eager = min(EAGER, 2 * parked)
+
+    def _give_back(self, line: Line, jobs: list[Job], now: float) -> None:
+        """Promise each of these a turn, and give it back until shortly before that."""
+        rate, number = line.per_second, len(jobs)
+        soonest = line.ready_at - now
+        # Where the slowest rate still has a burst to give, so many turns come at once.
+        burst = 1 + max((each.left for each in line.tokens if each.rate == rate), default=0.0)
+        ask = Ask(f"{self._app.name}:{line.name}", rate, burst, number, line.at_most)
+        (taken,) = self._keys.take([ask])
+        first = line.kept + 1 - (taken.left + taken.number)
+        delays = [max(soonest, (first + n) / rate, line.turn(n + 1)) for n in range(taken.number)]
+        if delays:
+            line.full_until = now + delays[-1]
+        delays += [line.at_most * random.uniform(0.5, 1.0) for _ in range(number - len(delays))]
+        for job, delay in zip(jobs, delays, strict=True):
+            later = STEP * max(math.ceil((min(delay, line.at_most) - LEAD) / STEP), 2)
+            self.parked_until = max(self.parked_until, now + later)
+            self._hand_back([job], later)
+
+    def stuck(self, now: float) -> bool:
+        """Hand back what could begin but for a slot, so that idle slots elsewhere can have it.
+
+        Returns whether there was any.
+        """
+        found = [
+            line
+            for line in self._lines.values()
+            if line.lacks_since and now - line.lacks_since > PATIENCE
+        ]
+        for line in found:
+            line.lacks_since = 0.0
+            self._hand_back(line.take_all(), 0.0)
+        return bool(found)
+
+    def take_back(self) -> None:
+        """Hand back all that waits here."""
+        for line in self._lines.values():
+            self._hand_back(line.take_all(), 0.0)
+
+    def _hand_back(self, jobs: list[Job], delay: float) -> None:
+        for job in jobs:
+            if job.members:
+                if self._gather is not None:
+                    self._gather.ended(job)
+                job.verdict = RELEASE
+                self._settlements.give_back([m for m in job.members if not m.lost], delay)
+            elif not job.lost:
+                self._settlements.give_back([job], delay)
+
+    # What waits, for those who ask for more
+
+    def ready(self, now: float, is_async: bool) -> int:
+        """How many jobs here wait for nothing but a slot."""
+        return sum(
+            len(line.jobs)
+            for line in self._lines.values()
+            if line.is_async == is_async and line.ready_at <= now
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait here."""
+        return sum(len(line.jobs) for line in self._lines.values())
+
+    def open_queues(self, queues: list[str], now: float) -> list[str]:
+        """Those of these queues of which more can be used: that are not held up as a whole."""
+        return [each for each in queues if self._lacks(each, now) != 0]
+
+    def scant_queues(self, queues: list[str], now: float) -> tuple[list[str], int]:
+        """Queues that are held up, and of which few wait here; and how many more would do."""
+        lacking = {each: self._lacks(each, now) or 0 for each in queues}
+        scant = [each for each in queues if lacking[each]]
+        return scant, sum(lacking.values())
+
+    def _lacks(self, queue: str, now: float) -> int | None:
+        """How many of a queue that is held up should wait here besides those that do.
+
+        None for a queue that is not held up, 0 for one of which enough are here.
+        """
+        whole = self._whole.get(queue)
+        if whole is None:
+            if self._book.of_queue(queue) is None:
+                return None
+            whole = self._whole[queue] = self._line("", queue, "", False)
+            del self._lines["", queue, ""]
+        if whole.ready_at <= now:
+            return None
+        here = sum(len(line.jobs) for which, line in self._lines.items() if which[1] == queue)
+        enough = whole.keeps()
+        return enough - here if here <= enough // 2 else 0
+
+    def next_due(self) -> float:
+        """When a line may move, by the monotonic clock."""
+        return self._due
+
+    # Places
+
+    def ended(self, job: Job) -> None:
+        """The job runs no more: its place is free for the next."""
+        line = self._holds.pop(job, None)
+        if line is not None:
+            self._free(job, line)
+            if job.finished > job.started > 0:
+                line.mean += 0.2 * (job.finished - job.started - line.mean)
+
+    def given_up(self, job: Job) -> None:
+        """The job does not run again, so that what a killed run of it held is free."""
+        task = job.task
+        if task is None or not self.limits(job):
+            return
+        try:
+            key = key_of(task, *self._runner.decoded(job)) if task.limits is not None else ""
+        except Exception as error:
+            log.debug("task %s has no key by which it could hold a place: %r", task.name, error)
+            return
+        holder = self._holder(job)
+        for each in self._book.rules(task.name, job.delivery.queue, key).semaphores:
+            claim = Claim(each.name, each.limit)
+            # It takes the place over from the run that had it, and gives it up.
+            self._left += [claim._replace(wanted=(holder,)), claim._replace(freed=(holder,))]
+            self._due = 0.0
+
+    def renew(self) -> None:
+        """Hold on to all places for another lease."""
+        if not self._holds:
+            return
+        jobs = list(self._holds)
+        wanted: dict[str, list[Job]] = {}
+        limits: dict[str, int] = {}
+        for job in jobs:
+            for each in self._holds[job].places:
+                wanted.setdefault(each.name, []).append(job)
+                limits[each.name] = each.limit
+        self._renew(wanted, limits, again=False)
+        # The store may have lost some. While the message is ours, so is the place.
+        self._renew(wanted, limits, again=True)
+        for name, some in wanted.items():
+            for job in some:
+                if not job.lost:
+                    log.warning(
+                        "task %s runs without a place of %s: its lease ended, and others have all",
+                        job.delivery.id,
+                        name,
+                    )
+
+    def _renew(self, wanted: dict[str, list[Job]], limits: dict[str, int], *, again: bool) -> None:
+        """Renew the places `wanted`, or take them `again`; leaves in it those that have none."""
+        claims = []
+        for name, jobs in wanted.items():
+            holders = tuple(self._holder(job) for job in jobs if not (again and job.lost))
+            if not holders:
+                continue
+            claim = Claim(name, limits[name])
+            claims.append(
+                claim._replace(wanted=holders) if again else claim._replace(renewed=holders)
+            )
+        if claims:
+            answers = self._keys.hold(claims, self._lease)
+            for claim, ids in zip(claims, answers, strict=True):
+                jobs = wanted[claim.name]
+                wanted[claim.name] = [job for job in jobs if job.delivery.id not in ids]
+
+    def close(self) -> None:
+        """Give up all places."""
+        for job in list(self._holds):
+            self.ended(job)
+        self._give_up()
+
+    def _drop_settled(self) -> None:
+        """Free the places of jobs that were handed back, or lost, before they began."""
+        for job in list(self._holds):
+            if job.verdict == RELEASE or (job.lost and not job.started):
+                self.ended(job)
+
+    def _holder(self, job: Job) -> Holder:
+        return Holder(job.delivery.id, f"{job.delivery.deliveries} {self._consumer}")
+
+    def _free(self, job: Job, line: Line) -> None:
+        for each in line.places:
+            each.free(job, self._holder(job))
+        self._due = 0.0
+
+    def _freed(self) -> list[Claim]:
+        return self._left + [
+            Claim(each.name, each.limit, freed=tuple(each.freed))
+            for each in self._known.values()
+            if isinstance(each, Places) and each.freed
+        ]
+
+    def _were_freed(self) -> None:
+        self._left = []
+        for each in self._known.values():
+            if isinstance(each, Places):
+                each.freed.clear()
+
+    def _give_up(self) -> None:
+        freed = self._freed()
+        if freed:
+            self._keys.hold(freed, self._lease)
+            self._were_freed()
+
+    def _forget(self) -> None:
+        """Forget what is known of limits for which nothing waits."""
+        self._quiet.clear()
+        used = {
+            each.name
+            for line in (*self._lines.values(), *self._holds.values(), *self._whole.values())
+            for each in line.limits
+        }
+        self._known = {name: each for name, each in self._known.items() if name in used}
+
+
+def rulebook(app: Taskline, told: Mapping[str, str]) -> Rulebook:
+    """The limits of an app where workers were told these rates; wrong ones are not heeded."""
+    heeded = {}
+    for name, text in told.items():
+        try:
+            heeded[name] = rates(f"the rate told for {name}", text)
+        except ConfigurationError as error:
+            log.error("%s: it is not heeded", error)
+    return Rulebook(app, heeded)
+
+
+def check(app: Taskline) -> None:
+    """Raise `ConfigurationError` for limits where workers of this app have no place to share."""
+    why = why_no_keys(app)
+    limited = Rulebook(app).first()
+    if why and limited:
+        raise ConfigurationError(
+            f"{limited} has a rate or concurrency=, which workers keep together in the result "
+            f'backend, and the app {why}: give it one, such as backend="sqlite:///shop.db"'
+        )
+
+
+def _is_lost(job: Job) -> bool:
+    return all(each.lost for each in job.members) if job.members else job.lost

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from taskline.backends.keys import KeyStore
     from taskline.control import Control, WorkerInfo
     from taskline.kv import KeyValues
+    from taskline.limiting import LimitStatus
     from taskline.lock import Lock
     from taskline.options import SendOptions, TaskOptions
     from taskline.schedule import Schedule, Schedules
@@ -552,6 +553,16 @@ class Taskline:
         from taskline.control import pausing
 
         return pausing.paused(self)
+
+    def limits(self, key: str = "") -> list[LimitStatus]:
+        """How the rates and concurrency limits of tasks and queues stand at the moment.
+
+        Those of tasks with a `limit_key` are told for one `key`. Raises `ConfigurationError`
+        when the app has no result backend that keeps keys.
+        """
+        from taskline import limiting
+
+        return limiting.status(self, key)
 
     # Locks and keys
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskline.backends.permits import Ask, Place
-from taskline.errors import InvalidArguments
-from taskline.limits import Limits, Rate
+from taskline.control.state import States
+from taskline.errors import ConfigurationError, InvalidArguments
+from taskline.limits import Limits, Rate, rates
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
-    from taskline.backends.keys import KeyStore
     from taskline.task import Task
+
+log = logging.getLogger("taskline.worker")
 
 LONGEST = 100
 """Characters of a key that stands in a name as it is; a longer one is hashed."""
@@ -113,15 +116,6 @@ def key_of(task: Task[..., Any], args: Any, kwargs: dict[str, Any]) -> str:
     raise InvalidArguments(f"{task.name}: there is no argument {wanted!r}, its limit_key")
 
 
-class RateStatus(msgspec.Struct, frozen=True):
-    """How a rate stands at the moment."""
-
-    rate: str
-    left: float
-    """Runs that may begin at once."""
-    burst: float
-
-
 class LimitStatus(msgspec.Struct, frozen=True):
     """How the limits of one task or queue stand at the moment."""
 
@@ -129,16 +123,23 @@ class LimitStatus(msgspec.Struct, frozen=True):
     """`task` or `queue`."""
     name: str
     key: str
-    rates: tuple[RateStatus, ...] = ()
-    concurrency: int | None = None
-    held: tuple[Place, ...] = ()
+    keyed: bool
+    """Each key has limits of its own; without a `key` nothing is told of them."""
+    rates: tuple[str, ...]
+    left: tuple[float, ...]
+    """For each rate: runs that may begin at once."""
+    concurrency: int | None
+    held: tuple[Place, ...]
     """Who has the places: ids of tasks, with their worker, and the seconds until they end."""
-    keyed: bool = False
-    """Each key has limits of its own; without a `key` those of none are told."""
 
 
-def status(app: Taskline, book: Rulebook, keys: KeyStore, key: str = "") -> list[LimitStatus]:
-    """How all limits of an app stand; those by key only for the key that is given."""
+def status(app: Taskline, key: str = "") -> list[LimitStatus]:
+    """How all limits of an app stand; those by key only for the key that is given.
+
+    Raises `ConfigurationError` when the app has no result backend that keeps keys.
+    """
+    states = States(app)
+    keys, book = states.documents.keys(), rulebook(app, states.get().rates)
     found = []
     scopes = [("task", name, book.of_task(name)) for name in sorted(app.tasks)]
     queues = sorted({*app.queues.limits, *(task.queue for task in app.tasks.values())})
@@ -158,13 +159,22 @@ def status(app: Taskline, book: Rulebook, keys: KeyStore, key: str = "") -> list
                 scope,
                 name,
                 key if keyed else "",
-                tuple(
-                    RateStatus(str(bucket.rate), each.left, bucket.rate.burst)
-                    for bucket, each in zip(rules.buckets, taken, strict=True)
-                ),
+                keyed,
+                tuple(str(rate) for rate in limits.rates),
+                tuple(each.left for each in taken),
                 limits.concurrency,
                 tuple(place for each in rules.semaphores for place in keys.places(each.name)),
-                keyed,
             )
         )
     return found
+
+
+def rulebook(app: Taskline, told: Mapping[str, str]) -> Rulebook:
+    """The limits of an app where workers were told these rates; wrong ones are not heeded."""
+    heeded = {}
+    for name, text in told.items():
+        try:
+            heeded[name] = rates(f"the rate told for {name}", text)
+        except ConfigurationError as error:
+            log.error("%s: it is not heeded", error)
+    return Rulebook(app, heeded)

@@ -15,7 +15,7 @@ from taskline.backends.memory import MemoryBackend
 from taskline.backends.permits import Ask, Claim, Holder
 from taskline.clock import ManualClock
 from taskline.errors import ConfigurationError, InvalidArguments
-from taskline.limiting import Rulebook, key_of, status
+from taskline.limiting import Rulebook, key_of
 from taskline.limits import rates
 from taskline.message import new_id
 
@@ -166,13 +166,21 @@ def test_how_limits_stand_is_told() -> None:
     keys.hold([Claim(semaphore.name, 2, (Holder("id-1", "1 worker-a"),))], 30.0)
     (bucket,) = book.rules("keyed", "default", "=x").buckets
     keys.take([Ask(bucket.name, bucket.rate.per_second, bucket.rate.burst, 2)])
-    found = {each.name: each for each in status(app, book, keys)}
+    found = {each.name: each for each in app.limits()}
     assert sorted(found) == ["keyed", "mail", "two"]
-    assert (found["keyed"].keyed, found["keyed"].rates) == (True, ())
+    assert (found["keyed"].keyed, found["keyed"].left) == (True, ())
     assert [(place.id, place.run) for place in found["two"].held] == [("id-1", "1 worker-a")]
-    assert (found["mail"].scope, found["mail"].rates[0].left) == ("queue", 2.0)
-    of_x = {each.name: each for each in status(app, book, keys, "x")}["keyed"]
-    assert (of_x.rates[0].rate, round(of_x.rates[0].left), of_x.rates[0].burst) == ("100/h", 3, 5)
+    assert (found["mail"].scope, found["mail"].rates, found["mail"].left) == (
+        "queue",
+        ("40/h",),
+        (2.0,),
+    )
+    of_x = {each.name: each for each in app.limits("x")}["keyed"]
+    assert (of_x.rates, round(of_x.left[0])) == (("100/h",), 3)
+    app.control.rate("free", "7/h")
+    assert {each.name: each.rates for each in app.limits()}["free"] == ("7/h",)
+    with pytest.raises(ConfigurationError, match="rate='much'"):
+        app.control.rate("free", "much")
 
 
 # The store

@@ -17,7 +17,7 @@ import msgspec
 AHEAD = 1e9
 """Seconds: what lies further ahead is as far as any."""
 _ROUNDING = 1e-6
-"""Tokens by which a sum of parts may fall short of the whole."""
+"""Seconds that the sum of many times may be off."""
 
 State = tuple[bytes | None, float | None]
 """What a key is to hold, and for how many seconds; nothing to hold is no key."""
@@ -80,7 +80,7 @@ def take(state: bytes | None, now: float, ask: Ask) -> tuple[Taken, State]:
     full = now - ask.burst / ask.rate
     empty = full if state is None else max(struct.unpack(">d", state)[0], full)
     left = (now - empty) * ask.rate
-    there = math.floor(left + min(ask.ahead, AHEAD) * ask.rate + _ROUNDING)
+    there = math.floor(left + (min(ask.ahead, AHEAD) + _ROUNDING) * ask.rate + 1e-9)
     number = min(ask.wanted, max(there, 0))
     empty = max(empty + number / ask.rate, full)
     lasts = empty - full

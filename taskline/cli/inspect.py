@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from taskline.cli import output
+from taskline.cli.limits import limits
 from taskline.cli.options import Commands, app_option, as_json, common_options, the_app
 from taskline.cli.params import lasting
 
@@ -353,3 +354,6 @@ def _end(app: Taskline, any_found: bool, told: Told | None = None) -> None:
     if not any_found:
         say_none(app)
         raise click.exceptions.Exit(output.FAILED)
+
+
+inspect.add_command(limits)

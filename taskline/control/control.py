@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from taskline import limits
 from taskline.control.presence import Presence
 from taskline.control.records import (
     ActiveTask,
@@ -183,7 +184,12 @@ class Control:
         return self._order(self.processes(workers), timeout, what="scale", count=processes)
 
     def rate(self, task: str, rate: str | None) -> None:
-        """Let this rate, such as `10/s`, hold in place of what the code says; None ends that."""
+        """Let this rate, such as `10/s`, hold in place of what the code says; None ends that.
+
+        `none` lifts it. Raises `ConfigurationError` for what is no rate.
+        """
+        if rate is not None:
+            limits.rates("rate", rate)
 
         def alter(state: State) -> State:
             rates = {name: old for name, old in state.rates.items() if name != task}

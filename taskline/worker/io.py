@@ -17,6 +17,7 @@ from taskline.app import Taskline
 from taskline.backends.base import Backend
 from taskline.control import State
 from taskline.errors import TransportError
+from taskline.limiting import rulebook
 from taskline.message import Delivery
 from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
@@ -26,7 +27,7 @@ from taskline.worker.gather import Gather, expanded
 from taskline.worker.herald import Herald
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
-from taskline.worker.limits import Limiter, rulebook
+from taskline.worker.limits import Limiter
 from taskline.worker.outage import Outage
 from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine

@@ -18,8 +18,7 @@ from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Ask, Claim, Holder
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError
-from taskline.limiting import Rulebook, key_of
-from taskline.limits import rates
+from taskline.limiting import Rulebook, key_of, rulebook
 from taskline.worker.admit import Admitted
 from taskline.worker.execute import RELEASE, Job, Runner
 from taskline.worker.gather import Gather
@@ -559,17 +558,6 @@ class Limiter:
             for each in line.limits
         }
         self._known = {name: each for name, each in self._known.items() if name in used}
-
-
-def rulebook(app: Taskline, told: Mapping[str, str]) -> Rulebook:
-    """The limits of an app where workers were told these rates; wrong ones are not heeded."""
-    heeded = {}
-    for name, text in told.items():
-        try:
-            heeded[name] = rates(f"the rate told for {name}", text)
-        except ConfigurationError as error:
-            log.error("%s: it is not heeded", error)
-    return Rulebook(app, heeded)
 
 
 def check(app: Taskline) -> None:

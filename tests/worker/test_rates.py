@@ -18,7 +18,6 @@ from taskline import Taskline
 from taskline.clock import ManualClock
 from taskline.control import States
 from taskline.errors import ConfigurationError
-from taskline.limiting import Rulebook, status
 from taskline.worker import Worker
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.options import WorkerOptions
@@ -191,8 +190,8 @@ def test_no_token_is_lost_to_a_job_that_lacks_another(
     hall = Hall(app, clock, slots=4)
     hall.pass_by(1)
     assert len(hall.times("call")) == 1
-    found = {each.name: each for each in status(app, Rulebook(app), app.require_backend().keys())}
-    assert found["call"].rates[0].left >= 9
+    found = {each.name: each for each in app.limits()}
+    assert found["call"].left[0] >= 9
     assert found["call"].held == ()
 
 
@@ -303,7 +302,7 @@ def test_no_more_than_the_limit_run(make_memory_app: MakeApp, clock: ManualClock
     assert (done, most) == (12, 3)
     for bench in benches:
         bench.turn()
-    (found,) = status(app, Rulebook(app), app.require_backend().keys())
+    (found,) = app.limits()
     assert found.held == (), "all places are free"
 
 
@@ -391,7 +390,7 @@ def test_a_killed_process_leaves_its_place_to_the_next_run(
         clock.advance(0.05)
         assert clock.monotonic() - began < 1.0
     other.turn()
-    (found,) = status(app, Rulebook(app), app.require_backend().keys())
+    (found,) = app.limits()
     assert found.held == ()
 
 
@@ -417,7 +416,7 @@ def test_who_was_paused_takes_no_place_from_who_runs(
     paused.turn()
     paused.finish()
     paused.turn(2)
-    (found,) = status(app, Rulebook(app), app.require_backend().keys())
+    (found,) = app.limits()
     assert [place.run.split()[-1] for place in found.held] == ["other"]
 
 
@@ -550,7 +549,7 @@ def test_an_outage_of_the_store_loses_nothing(make_memory_app: MakeApp, clock: M
         bench.work()
         clock.advance(0.1)
     assert all(result.ready() for result in results)
-    (found,) = status(app, Rulebook(app), app.require_backend().keys())
+    (found,) = app.limits()
     assert found.held == ()
 
 

@@ -60,8 +60,14 @@ def noted(directory: Path, what: str) -> list[float]:
 def workers(count: int, threads: int, environment: dict[str, str]) -> Iterator[None]:
     command = [sys.executable, "-m", "taskline", "worker", "-A", "benchmarks.limits:app"]
     command += ["-c", "1", "--threads", str(threads)]
+    command += ["--loglevel", "WARNING"]
     started = [
-        subprocess.Popen([*command, "--name", f"w{number}"], env=environment, cwd=ROOT)
+        subprocess.Popen(
+            [*command, "--name", f"w{number}"],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
         for number in range(count)
     ]
     try:
@@ -90,8 +96,9 @@ def measured(url: str, options: argparse.Namespace) -> str:
                     sender.send_task("limited")
             end = time.monotonic() + 60 + 2 * options.tasks / rate.per_second
             while len(starts := noted(directory, "limited")) < options.tasks:
-                sender.send_task("free", [time.monotonic()])
-                time.sleep(1)
+                if starts:
+                    sender.send_task("free", [time.monotonic()])
+                time.sleep(0.2)
                 if time.monotonic() > end:
                     raise SystemExit(f"only {len(starts)} of {options.tasks} have begun")
         most = max(bisect.bisect_left(starts, at + rate.seconds) - n for n, at in enumerate(starts))

@@ -258,3 +258,37 @@ class Everywhere:
         assert sorted(ran) == sorted(
             [*(("A", n) for n in range(100)), *((t, n) for t in "BCD" for n in range(3))]
         )
+
+    def test_limits_hold_over_two_workers(self, place: Place) -> None:
+        starts, inside, most = list[float](), list[int](), list[int]()
+        with place.app() as first, place.app() as second:
+            for app in (first, second):
+
+                @app.task(name="often", rate="20/s")
+                def often(number: int) -> None:
+                    starts.append(time.monotonic())
+
+                @app.task(name="beside", concurrency=2)
+                def beside(number: int) -> None:
+                    inside.append(number)
+                    most.append(len(inside))
+                    time.sleep(0.02)
+                    inside.remove(number)
+
+                @app.task(name="free")
+                def free() -> str:
+                    return "ran"
+
+            results = [
+                first.by_name("often").map(range(30)),
+                first.by_name("beside").map(range(12)),
+            ]
+            unlimited = first.by_name("free").delay()
+            with working(first), working(second):
+                assert unlimited.get(timeout=PATIENCE) == "ran"
+                for result in results:
+                    result.get(timeout=PATIENCE)
+        assert len(starts) == 30, "each has run once"
+        # The first token and those that the bucket holds are there at once.
+        assert max(starts) - min(starts) >= (30 - 1 - 2) / 20 - 0.1
+        assert max(most) <= 2

@@ -158,7 +158,12 @@ class Admission:
         for job in ended:
             self._settlements.add(job)
         now = self._app.clock.time()
-        return [job for job in steps if job not in ended and self._may_run(job, now)]
+        kept = [job for job in steps if job not in ended and self._may_run(job, now)]
+        if self.given_up is not None:
+            for job in set(steps).difference(kept):
+                if job.delivery.lost:
+                    self.given_up(job)
+        return kept
 
     def _may_run(self, job: Job, now: float) -> bool:
         """False, with a verdict that is carried out, for what must not run."""

@@ -604,6 +604,7 @@ class IOThread:
             self.exchange.ready.put(job)
         if others and self.async_slots is not None:
             self.async_slots.start(others)
+        limiter.tidy(now)
         if self._settlements.has_releases:
             self._settlements.flush()
 

@@ -17,7 +17,7 @@ from taskline.app import Taskline
 from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Ask, Claim, Holder
 from taskline.control.documents import why_no_keys
-from taskline.errors import ConfigurationError
+from taskline.errors import ConfigurationError, TransportError
 from taskline.limiting import Rulebook, key_of, rulebook
 from taskline.worker.admit import Admitted
 from taskline.worker.execute import RELEASE, Job, Runner
@@ -137,10 +137,15 @@ class Limiter:
         if line is None:
             return True
         line.jobs.pop()
-        if self._permitted([(line, [job])], now):
-            return False
-        self._settlements.give_back([job], max(SUSPECT_DELAY, min(line.ready_at - now, 10.0)))
-        return True
+        try:
+            ((_, permitted),) = self._permitted([(line, [job])], now)
+        except TransportError as error:
+            log.warning("task %s is handed back: %s", job.delivery.id, error)
+            permitted = []
+        if not permitted:
+            later = max(SUSPECT_DELAY, min(line.ready_at - now, 10.0))
+            self._settlements.give_back([job], later)
+        return not permitted
 
     def _join(self, job: Job, now: float) -> Line | None:
         """The line at whose end the job is now; None when it has failed for want of a key."""
@@ -183,19 +188,31 @@ class Limiter:
     # Beginning
 
     def begin(self, now: float, threads: int, coroutines: int) -> tuple[list[Job], list[Job]]:
-        """Jobs that may begin now, at most so many of either kind.
+        """Jobs that may begin now, at most so many of either kind; `tidy` is to follow.
 
-        Raises `TransportError`; nothing is forgotten then.
+        Raises `TransportError` when there are none because the store does not answer.
         """
         begun: tuple[list[Job], list[Job]] = [], []
+        self._drop_settled()
         if now < self._due:
             return begun
-        self._drop_settled()
         room = [threads, coroutines]
         while wishes := self._wishes(now, room):
-            for line, jobs in self._permitted(wishes, now):
+            try:
+                permitted = self._permitted(wishes, now)
+            except TransportError:
+                if begun[0] or begun[1]:
+                    break  # those may begin all the same
+                raise
+            for line, jobs in permitted:
                 begun[line.is_async].extend(jobs)
                 room[line.is_async] -= len(jobs)
+        return self._acknowledged(begun[0]), self._acknowledged(begun[1])
+
+    def tidy(self, now: float) -> None:
+        """Free places that nobody here needs, and send away what would wait here for long."""
+        if now < self._due:
+            return
         self._give_up()
         self._park(now)
         for which, line in list(self._lines.items()):
@@ -209,7 +226,6 @@ class Limiter:
         )
         if any(line.ready_at <= now for line in self._lines.values()):
             self._due = 0.0  # for a slot
-        return self._acknowledged(begun[0]), self._acknowledged(begun[1])
 
     def _acknowledged(self, jobs: list[Job]) -> list[Job]:
         """These jobs, where those that are acknowledged before they run are that now."""
@@ -340,12 +356,12 @@ class Limiter:
             for job in fresh:
                 fits = len(stay) < (room_again if job.delivery.deliveries > 1 else room)
                 (stay if fits and not leave else go).append(job)
+            if go:
+                self._give_back(line, go, now)
             line.jobs[line.kept :] = stay
             line.kept += len(stay)
             parked += len(go)
             here -= len(go)
-            if go:
-                self._give_back(line, go, now)
         if parked > came / 2:
             self.eager = min(EAGER, 2 * parked)
 
@@ -472,6 +488,7 @@ class Limiter:
 
     def renew(self) -> None:
         """Hold on to all places for another lease."""
+        self._drop_settled()
         if not self._holds:
             return
         jobs = list(self._holds)

@@ -17,7 +17,7 @@ from workbench import Bench, Spy, spy_on, until, working
 from taskline import Taskline
 from taskline.clock import ManualClock
 from taskline.control import States
-from taskline.errors import ConfigurationError
+from taskline.errors import BackendError, ConfigurationError
 from taskline.worker import Worker
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.options import WorkerOptions
@@ -538,8 +538,6 @@ def test_an_outage_of_the_store_loses_nothing(make_memory_app: MakeApp, clock: M
 
     def fails(asks: Any) -> Any:
         if failures and failures.pop():
-            from taskline.errors import BackendError
-
             raise BackendError("the cable is cut")
         return take(asks)
 
@@ -551,6 +549,59 @@ def test_an_outage_of_the_store_loses_nothing(make_memory_app: MakeApp, clock: M
     assert all(result.ready() for result in results)
     (found,) = app.limits()
     assert found.held == ()
+
+
+def test_what_was_permitted_begins_though_the_store_fails_then(
+    make_memory_app: MakeApp, clock: ManualClock
+) -> None:
+    """The limits of two tasks are asked for one after the other when the first leaves slots."""
+    app = make_memory_app(clock=clock)
+
+    @app.task(name="first", rate="1/s", concurrency=3)
+    def first(number: int) -> None: ...
+
+    @app.task(name="second", rate="100/s", concurrency=3)
+    def second(number: int) -> None: ...
+
+    results = [*first.map(range(3)), *second.map(range(3))]
+    bench = Bench(app, slots=3)
+    limiter = bench.io._limiter
+    assert limiter is not None
+    keys, calls = limiter._keys, [0]
+    take = keys.take
+
+    def fails(asks: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % 2 == 0:
+            raise BackendError("the cable is cut")
+        return take(asks)
+
+    keys.take = fails  # type: ignore[method-assign]
+    for _ in range(1000):
+        bench.turn()
+        bench.work()
+        clock.advance(0.1)
+    assert all(result.ready() for result in results)
+    assert not bench.held
+    assert not any(each.held for each in app.limits())
+
+
+def test_a_suspect_waits_for_its_limit_too(make_memory_app: MakeApp, clock: ManualClock) -> None:
+    app = make_memory_app(clock=clock)
+
+    @app.task(name="limited", rate="1/m")
+    def limited(number: int) -> None: ...
+
+    limited.delay(0)
+    hall = Hall(app, clock)
+    hall.pass_by(1)
+    result = limited.delay(1)
+    app.transport.receive(["default"], 100, 30.0, 0.0, "dead")
+    app.transport.recover("dead", [result.id])
+    hall.pass_by(50)
+    assert not result.ready()
+    hall.pass_by(25)
+    assert result.ready()
 
 
 def test_limits_need_a_backend() -> None:

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 
 from taskline.app import Taskline
 from taskline.backends.keys import KeyStore
-from taskline.backends.permits import Ask, Claim, Holder
+from taskline.backends.permits import Ask
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TransportError
 from taskline.limiting import Rulebook, key_of, rulebook
 from taskline.worker.admit import Admitted
 from taskline.worker.execute import RELEASE, Job, Runner
 from taskline.worker.gather import Gather
+from taskline.worker.holdings import Holdings
 from taskline.worker.permits import Line, Places, Tokens
 from taskline.worker.prefetch import PATIENCE
 from taskline.worker.quarantine import SUSPECT_DELAY
@@ -61,8 +62,6 @@ class Limiter:
         self._runner = runner
         self._settlements = settlements
         self._gather = gather
-        self._consumer = consumer
-        self._lease = lease
         self._clock = app.clock
         self._lines: dict[tuple[str, str, str], Line] = {}
         """Those in which jobs wait, by task, queue and key; whose turn it is comes first."""
@@ -72,10 +71,7 @@ class Limiter:
         self._whole: dict[str, Line] = {}
         """For each queue with limits a line of its own in which nobody waits."""
         self._limited: dict[tuple[str, str], bool] = {}
-        self._holds: dict[Job, Line] = {}
-        """The jobs that hold places."""
-        self._left: list[Claim] = []
-        """By which places of killed runs are to be freed."""
+        self._places = Holdings(keys, consumer, lease)
         self._due = 0.0
         """When a turn is worth something, by the monotonic clock."""
         self.parked_until = 0.0
@@ -87,7 +83,7 @@ class Limiter:
         """Let these rates hold from now on, in place of those in the code."""
         self._book = rulebook(self._app, told)
         waiting = list(self._lines.items())
-        held = {each for line in self._holds.values() for each in line.places}
+        held = {each for line in self._places.lines for each in line.places}
         self._lines, self._quiet, self._whole, self._limited = {}, {}, {}, {}
         self._known = {each.name: each for each in held}
         self._due = 0.0
@@ -171,17 +167,17 @@ class Limiter:
         line = self._lines.get(which) or self._quiet.pop(which, None)
         if line is None:
             rules = self._book.rules(task, queue, key)
-            tokens = [self._tokens(Tokens(each)) for each in rules.buckets]
-            places = [self._places(Places(each)) for each in rules.semaphores]
+            tokens = [self._known_tokens(Tokens(each)) for each in rules.buckets]
+            places = [self._known_places(Places(each)) for each in rules.semaphores]
             line = Line(f"line:{task}:{queue}:{key}", is_async, tokens, places)
         self._lines[which] = line
         return line
 
-    def _tokens(self, fresh: Tokens) -> Tokens:
+    def _known_tokens(self, fresh: Tokens) -> Tokens:
         found = self._known.setdefault(fresh.name, fresh)
         return found if isinstance(found, Tokens) else fresh
 
-    def _places(self, fresh: Places) -> Places:
+    def _known_places(self, fresh: Places) -> Places:
         found = self._known.setdefault(fresh.name, fresh)
         return found if isinstance(found, Places) else fresh
 
@@ -193,7 +189,9 @@ class Limiter:
         Raises `TransportError` when there are none because the store does not answer.
         """
         begun: tuple[list[Job], list[Job]] = [], []
-        self._drop_settled()
+        self._places.drop_settled()
+        if self._places.freed:
+            self._due = 0.0
         if now < self._due:
             return begun
         room = [threads, coroutines]
@@ -213,7 +211,7 @@ class Limiter:
         """Free places that nobody here needs, and send away what would wait here for long."""
         if now < self._due:
             return
-        self._give_up()
+        self._places.give_up()
         self._park(now)
         for which, line in list(self._lines.items()):
             if not line.jobs:
@@ -266,34 +264,25 @@ class Limiter:
         except BaseException:
             for line, jobs in held:
                 for job in jobs:
-                    self._free(job, line)
+                    self._places.free(job, line)
             raise
         for line, jobs in granted:
-            begun = set(jobs)
-            line.drop(begun.__contains__)
+            line.drop(set(jobs).__contains__)
             line.moved_at = now
             if line.places:
-                self._holds.update(dict.fromkeys(jobs, line))
-                for each in line.places:
-                    each.held |= begun
+                self._places.took(jobs, line)
         return granted
 
     def _hold(
         self, wishes: list[tuple[Line, list[Job]]], now: float
     ) -> list[tuple[Line, list[Job]]]:
         """Those of these jobs that have all places they need."""
-        asked = [(line, jobs, each) for line, jobs in wishes for each in line.places]
+        asked = [(jobs, each) for line, jobs in wishes for each in line.places]
         if not asked:
             return wishes
-        freed = self._freed()
-        claims = [
-            Claim(each.name, each.limit, tuple(map(self._holder, jobs))) for _, jobs, each in asked
-        ]
-        answers = self._keys.hold([*freed, *claims], self._lease)[len(freed) :]
-        self._were_freed()
         lacking: set[Job] = set()
         got: list[tuple[Job, Places]] = []
-        for (_, jobs, each), ids in zip(asked, answers, strict=True):
+        for (jobs, each), ids in zip(asked, self._places.want(asked), strict=True):
             each.learn(now, len(jobs), len(ids))
             for job in jobs:
                 if job.delivery.id in ids:
@@ -302,7 +291,7 @@ class Limiter:
                     lacking.add(job)
         for job, each in got:
             if job in lacking:  # one place is no use without the other
-                each.free(job, self._holder(job))
+                self._places.free_one(job, each)
         return [(line, [job for job in jobs if job not in lacking]) for line, jobs in wishes]
 
     def _take(self, held: list[tuple[Line, list[Job]]], now: float) -> list[tuple[Line, list[Job]]]:
@@ -328,7 +317,7 @@ class Limiter:
             number = numbers[id(line)]
             granted.append((line, jobs[:number]))
             for job in jobs[number:]:
-                self._free(job, line)
+                self._places.free(job, line)
         return granted
 
     # Waiting elsewhere
@@ -463,11 +452,7 @@ class Limiter:
 
     def ended(self, job: Job) -> None:
         """The job runs no more: its place is free for the next."""
-        line = self._holds.pop(job, None)
-        if line is not None:
-            self._free(job, line)
-            if job.finished > job.started > 0:
-                line.mean += 0.2 * (job.finished - job.started - line.mean)
+        self._places.ended(job)
 
     def given_up(self, job: Job) -> None:
         """The job does not run again, so that what a killed run of it held is free."""
@@ -479,99 +464,22 @@ class Limiter:
         except Exception as error:
             log.debug("task %s has no key by which it could hold a place: %r", task.name, error)
             return
-        holder = self._holder(job)
-        for each in self._book.rules(task.name, job.delivery.queue, key).semaphores:
-            claim = Claim(each.name, each.limit)
-            # It takes the place over from the run that had it, and gives it up.
-            self._left += [claim._replace(wanted=(holder,)), claim._replace(freed=(holder,))]
-            self._due = 0.0
+        self._places.leave(job, self._book.rules(task.name, job.delivery.queue, key).semaphores)
 
     def renew(self) -> None:
         """Hold on to all places for another lease."""
-        self._drop_settled()
-        if not self._holds:
-            return
-        jobs = list(self._holds)
-        wanted: dict[str, list[Job]] = {}
-        limits: dict[str, int] = {}
-        for job in jobs:
-            for each in self._holds[job].places:
-                wanted.setdefault(each.name, []).append(job)
-                limits[each.name] = each.limit
-        self._renew(wanted, limits, again=False)
-        # The store may have lost some. While the message is ours, so is the place.
-        self._renew(wanted, limits, again=True)
-        for name, some in wanted.items():
-            for job in some:
-                if not job.lost:
-                    log.warning(
-                        "task %s runs without a place of %s: its lease ended, and others have all",
-                        job.delivery.id,
-                        name,
-                    )
-
-    def _renew(self, wanted: dict[str, list[Job]], limits: dict[str, int], *, again: bool) -> None:
-        """Renew the places `wanted`, or take them `again`; leaves in it those that have none."""
-        claims = []
-        for name, jobs in wanted.items():
-            holders = tuple(self._holder(job) for job in jobs if not (again and job.lost))
-            if not holders:
-                continue
-            claim = Claim(name, limits[name])
-            claims.append(
-                claim._replace(wanted=holders) if again else claim._replace(renewed=holders)
-            )
-        if claims:
-            answers = self._keys.hold(claims, self._lease)
-            for claim, ids in zip(claims, answers, strict=True):
-                jobs = wanted[claim.name]
-                wanted[claim.name] = [job for job in jobs if job.delivery.id not in ids]
+        self._places.renew()
 
     def close(self) -> None:
         """Give up all places."""
-        for job in list(self._holds):
-            self.ended(job)
-        self._give_up()
-
-    def _drop_settled(self) -> None:
-        """Free the places of jobs that were handed back, or lost, before they began."""
-        for job in list(self._holds):
-            if job.verdict == RELEASE or (job.lost and not job.started):
-                self.ended(job)
-
-    def _holder(self, job: Job) -> Holder:
-        return Holder(job.delivery.id, f"{job.delivery.deliveries} {self._consumer}")
-
-    def _free(self, job: Job, line: Line) -> None:
-        for each in line.places:
-            each.free(job, self._holder(job))
-        self._due = 0.0
-
-    def _freed(self) -> list[Claim]:
-        return self._left + [
-            Claim(each.name, each.limit, freed=tuple(each.freed))
-            for each in self._known.values()
-            if isinstance(each, Places) and each.freed
-        ]
-
-    def _were_freed(self) -> None:
-        self._left = []
-        for each in self._known.values():
-            if isinstance(each, Places):
-                each.freed.clear()
-
-    def _give_up(self) -> None:
-        freed = self._freed()
-        if freed:
-            self._keys.hold(freed, self._lease)
-            self._were_freed()
+        self._places.close()
 
     def _forget(self) -> None:
         """Forget what is known of limits for which nothing waits."""
         self._quiet.clear()
         used = {
             each.name
-            for line in (*self._lines.values(), *self._holds.values(), *self._whole.values())
+            for line in (*self._lines.values(), *self._places.lines, *self._whole.values())
             for each in line.limits
         }
         self._known = {name: each for name, each in self._known.items() if name in used}

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
-from taskline.backends.permits import Holder, Taken
+from taskline.backends.permits import Taken
 from taskline.limiting import Bucket, Semaphore
 from taskline.worker.execute import Job
 
@@ -71,16 +71,8 @@ class Places:
         self.name = semaphore.name
         self.limit = semaphore.limit
         self.held: set[Job] = set()
-        self.freed: list[Holder] = []
-        """Those whose places are to be given up at the next call."""
         self.ready_at = 0.0
         self._pause = LOOK_FIRST
-
-    def free(self, job: Job, holder: Holder) -> None:
-        """Give up a job's place at the next call, after which others may have it."""
-        self.held.discard(job)
-        self.freed.append(holder)
-        self.ready_at = 0.0
 
     def learn(self, now: float, wanted: int, got: int) -> None:
         if got == wanted:

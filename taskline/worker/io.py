@@ -357,8 +357,10 @@ class IOThread:
             due = self._gather.next_due()
             if due > now:
                 until = min(until, due)
-        if self._limiter is not None and self._limiter.next_due() > now:
-            until = min(until, self._limiter.next_due())
+        if self._limiter is not None:
+            due = now if self._limiter.more else self._limiter.next_due()
+            if due > now or self._limiter.more:
+                until = min(until, due)
         if now < self._outage.retry_at:
             self._sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:

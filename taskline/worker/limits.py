@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Mapping
 
 from taskline.app import Taskline
@@ -20,9 +19,10 @@ from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TransportError
 from taskline.limiting import Rulebook, key_of, rulebook
 from taskline.worker.admit import Admitted
-from taskline.worker.execute import RELEASE, Job, Runner
+from taskline.worker.execute import Job, Runner
 from taskline.worker.gather import Gather
 from taskline.worker.holdings import Holdings
+from taskline.worker.parking import Parking
 from taskline.worker.permits import Line, Places, Tokens
 from taskline.worker.prefetch import PATIENCE
 from taskline.worker.quarantine import SUSPECT_DELAY
@@ -30,14 +30,6 @@ from taskline.worker.settle import Settlements
 
 log = logging.getLogger("taskline.worker")
 
-LEAD = 0.5
-"""Seconds before its turn at which a job comes back from the broker."""
-STEP = 0.25
-"""Seconds to which times in the broker are rounded: those of one time go back together."""
-MOST = 1000
-"""Jobs that wait here at most, of all limits together."""
-EAGER = 512
-"""Messages that are asked for at most while they are only passed on."""
 FEW = 2000
 """Lines that are remembered though nothing waits in them."""
 
@@ -61,7 +53,6 @@ class Limiter:
         self._keys = keys
         self._runner = runner
         self._settlements = settlements
-        self._gather = gather
         self._clock = app.clock
         self._lines: dict[tuple[str, str, str], Line] = {}
         """Those in which jobs wait, by task, queue and key; whose turn it is comes first."""
@@ -74,10 +65,9 @@ class Limiter:
         self._places = Holdings(keys, consumer, lease)
         self._due = 0.0
         """When a turn is worth something, by the monotonic clock."""
-        self.parked_until = 0.0
-        """When the last job comes back that this process gave back, by the monotonic clock."""
-        self.eager = 0
-        """How many messages to ask for while those that come are only passed on; 0 as usual."""
+        self._parking = Parking(app, keys, settlements, gather)
+        self.more = False
+        """Whether `begin` should be called again as soon as these have begun."""
 
     def told(self, told: Mapping[str, str]) -> None:
         """Let these rates hold from now on, in place of those in the code."""
@@ -108,7 +98,7 @@ class Limiter:
 
         Batches come to `wait` when they are formed. Suspects get a permit at once, or go back.
         """
-        self.eager = 0
+        self._parking.eager = 0
         plain, coroutines = (
             [job for job in jobs if not self._keeps(job, now)] for jobs in admitted[:2]
         )
@@ -189,13 +179,14 @@ class Limiter:
         Raises `TransportError` when there are none because the store does not answer.
         """
         begun: tuple[list[Job], list[Job]] = [], []
+        self.more = False
         self._places.drop_settled()
         if self._places.freed:
             self._due = 0.0
         if now < self._due:
             return begun
-        room = [threads, coroutines]
-        while wishes := self._wishes(now, room):
+        room, asked = [threads, coroutines], set[Line]()
+        while wishes := self._wishes(now, room, asked):
             try:
                 permitted = self._permitted(wishes, now)
             except TransportError:
@@ -205,6 +196,9 @@ class Limiter:
             for line, jobs in permitted:
                 begun[line.is_async].extend(jobs)
                 room[line.is_async] -= len(jobs)
+        self.more = any(
+            line.jobs and line.ready_at <= now and room[line.is_async] for line in asked
+        )
         return self._acknowledged(begun[0]), self._acknowledged(begun[1])
 
     def tidy(self, now: float) -> None:
@@ -212,7 +206,7 @@ class Limiter:
         if now < self._due:
             return
         self._places.give_up()
-        self._park(now)
+        self._parking.park(self._lines.values(), now)
         for which, line in list(self._lines.items()):
             if not line.jobs:
                 self._quiet[which] = self._lines.pop(which)
@@ -235,19 +229,22 @@ class Limiter:
             job.lost = job not in kept
         return [job for job in jobs if not job.lost]
 
-    def _wishes(self, now: float, room: list[int]) -> list[tuple[Line, list[Job]]]:
+    def _wishes(
+        self, now: float, room: list[int], asked: set[Line]
+    ) -> list[tuple[Line, list[Job]]]:
         """For which jobs to ask: those whose turn may have come, as far as slots are idle."""
         left = list(room)
         wishes = []
         for which, line in list(self._lines.items()):
             line.drop(_is_lost)
-            number = min(len(line.jobs), left[line.is_async])
+            number = min(len(line.jobs), left[line.is_async], line.at_once)
             if not line.jobs or line.ready_at > now:
                 line.lacks_since = 0.0
             elif not number:
                 line.lacks_since = line.lacks_since or now
-            else:
+            elif line not in asked:
                 line.lacks_since = 0.0
+                asked.add(line)
                 left[line.is_async] -= number
                 wishes.append((line, line.jobs[:number]))
                 # Whoever was asked for comes last the next time.
@@ -322,56 +319,6 @@ class Limiter:
 
     # Waiting elsewhere
 
-    def _park(self, now: float) -> None:
-        """Give those back to the broker that would wait here for long."""
-        came = parked = 0
-        here = sum(len(line.jobs) for line in self._lines.values())
-        for line in self._lines.values():
-            if line.ready_at <= now:
-                continue
-            leave = line.forsaken(now) or here > MOST
-            if leave:
-                line.kept = 0
-                line.moved_at = now
-            fresh = line.jobs[line.kept :]
-            if not fresh:
-                continue
-            came += len(fresh)
-            room = 0 if now < line.full_until else line.keeps() - line.kept
-            # What was here before has waited for its turn; what is new comes after it.
-            room_again = 2 * line.keeps() - line.kept
-            stay: list[Job] = []
-            go: list[Job] = []
-            for job in fresh:
-                fits = len(stay) < (room_again if job.delivery.deliveries > 1 else room)
-                (stay if fits and not leave else go).append(job)
-            if go:
-                self._give_back(line, go, now)
-            line.jobs[line.kept :] = stay
-            line.kept += len(stay)
-            parked += len(go)
-            here -= len(go)
-        if parked > came / 2:
-            self.eager = min(EAGER, 2 * parked)
-
-    def _give_back(self, line: Line, jobs: list[Job], now: float) -> None:
-        """Promise each of these a turn, and give it back until shortly before that."""
-        rate, number = line.per_second, len(jobs)
-        soonest = line.ready_at - now
-        # Where the slowest rate still has a burst to give, so many turns come at once.
-        burst = 1 + max((each.left for each in line.tokens if each.rate == rate), default=0.0)
-        ask = Ask(f"{self._app.name}:{line.name}", rate, burst, number, line.at_most)
-        (taken,) = self._keys.take([ask])
-        first = line.kept + 1 - (taken.left + taken.number)
-        delays = [max(soonest, (first + n) / rate, line.turn(n + 1)) for n in range(taken.number)]
-        if delays:
-            line.full_until = now + delays[-1]
-        delays += [line.at_most * random.uniform(0.5, 1.0) for _ in range(number - len(delays))]
-        for job, delay in zip(jobs, delays, strict=True):
-            later = STEP * max(math.ceil((min(delay, line.at_most) - LEAD) / STEP), 2)
-            self.parked_until = max(self.parked_until, now + later)
-            self._hand_back([job], later)
-
     def stuck(self, now: float) -> bool:
         """Hand back what could begin but for a slot, so that idle slots elsewhere can have it.
 
@@ -384,23 +331,13 @@ class Limiter:
         ]
         for line in found:
             line.lacks_since = 0.0
-            self._hand_back(line.take_all(), 0.0)
+            self._parking.hand_back(line.take_all(), 0.0)
         return bool(found)
 
     def take_back(self) -> None:
         """Hand back all that waits here."""
         for line in self._lines.values():
-            self._hand_back(line.take_all(), 0.0)
-
-    def _hand_back(self, jobs: list[Job], delay: float) -> None:
-        for job in jobs:
-            if job.members:
-                if self._gather is not None:
-                    self._gather.ended(job)
-                job.verdict = RELEASE
-                self._settlements.give_back([m for m in job.members if not m.lost], delay)
-            elif not job.lost:
-                self._settlements.give_back([job], delay)
+            self._parking.hand_back(line.take_all(), 0.0)
 
     # What waits, for those who ask for more
 
@@ -411,6 +348,16 @@ class Limiter:
             for line in self._lines.values()
             if line.is_async == is_async and line.ready_at <= now
         )
+
+    @property
+    def eager(self) -> int:
+        """How many messages to ask for while those that come are only passed on; 0 as usual."""
+        return self._parking.eager
+
+    @property
+    def parked_until(self) -> float:
+        """When the last job comes back that this process gave back, by the monotonic clock."""
+        return self._parking.until
 
     @property
     def waiting(self) -> int:

@@ -19,9 +19,9 @@ AT_MOST_RATE, AT_MOST_PLACES = 300.0, 60.0
 limit is noticed, and what a wrong guess of how long the others run can cost."""
 FORSAKEN = 5.0
 """Seconds after which jobs leave that see others served, in other processes."""
-CHUNK = 0.025
+CHUNK = 0.02
 """Seconds' worth of tokens that are taken at a time: more calls for less delay."""
-PACE_MOST = 0.05
+PACE_MOST = 0.03
 """Seconds between two looks at a bucket that others empty, at most."""
 UNKNOWN = 0.05
 """Seconds that a job is thought to run as long as none has ended: rather too few, since what
@@ -45,6 +45,12 @@ class Tokens:
         """How many tokens there were when it was asked last."""
         self._pace = 1.0
 
+    @property
+    def chunk(self) -> float:
+        """How many tokens are worth a call. What takes few at a time and is then stopped, by
+        the system for instance, lets few begin late, in another second than they count for."""
+        return max(1.0, min(self.rate * CHUNK, self.burst / 2))
+
     def learn(self, now: float, wanted: int, taken: Taken) -> None:
         """Note what the store has answered, and so when to ask again.
 
@@ -55,7 +61,7 @@ class Tokens:
             self._pace = 1.0
             self.ready_at = now
             return
-        chunk = max(1.0, min(self.rate * CHUNK, self.burst / 2))
+        chunk = self.chunk
         if taken.number == 0:
             self._pace = min(self._pace * 1.5, 16.0)
         elif taken.number >= min(wanted, chunk):
@@ -107,6 +113,11 @@ class Line:
     @property
     def ready_at(self) -> float:
         return max((each.ready_at for each in self.limits), default=0.0)
+
+    @property
+    def at_once(self) -> int:
+        """For how many of them to ask at once."""
+        return min((math.ceil(each.chunk) for each in self.tokens), default=MOST_OF_ONE)
 
     @property
     def per_second(self) -> float:

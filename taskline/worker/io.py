@@ -35,7 +35,7 @@ from taskline.worker.remote import Remote
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 from taskline.worker.turns import Turns
-from taskline.worker.watch import Watch
+from taskline.worker.watch import LOOK_EVERY, Watch
 
 log = logging.getLogger("taskline.worker")
 
@@ -352,6 +352,8 @@ class IOThread:
         if self.async_slots is not None and self.async_slots.waiting:
             until = min(until, self.async_slots.moved_at + PATIENCE)
         until = self._watch.next_due(self._watch.running(), until)
+        if self._settlements.held:
+            until = min(until, now + LOOK_EVERY)  # for revocations
         if self._gather is not None:
             self._begin_batches(now, self._gather)
             due = self._gather.next_due()

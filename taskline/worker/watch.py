@@ -17,8 +17,8 @@ from taskline.worker.revoked import Revoked
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks for revocations while tasks run."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks for revocations while tasks run, so that one is stopped within one."""
 STARTED_AFTER = 0.5
 """A run is shown as STARTED once it has lasted this many seconds."""
 REPORT_EVERY = 0.5
@@ -109,9 +109,9 @@ class Watch:
         return until
 
     def look_at_revocations(self, now: float) -> None:
-        """Learn of new revocations, at most once in `LOOK_EVERY` seconds."""
+        """Learn of new revocations, if it is time: the thread turns each `LOOK_EVERY` seconds."""
         if now >= self._next_look:
-            self._next_look = now + LOOK_EVERY
+            self._next_look = now + 0.9 * LOOK_EVERY
             self._look()
 
     def look_before_start(self, newest: int | None) -> None:
@@ -131,6 +131,8 @@ class Watch:
             for job in self.running():
                 if terminate.concerns_all(job):
                     job.terminate = True
+                    if job.started and not job.lost:
+                        self._stop_revoked(job, self._clock.monotonic())
         for job in self._settlements.held.values():
             if job.header is None or job.started:
                 continue

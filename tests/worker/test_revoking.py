@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from workbench import Bench, until, working
+from workbench import Bench, spy_on, until, working
 
 from taskline import Taskline, TaskRevoked, current_task
 from taskline.backends.base import Revocation
@@ -17,6 +17,7 @@ from taskline.errors import ConfigurationError, NoResult
 from taskline.message import VERSION, Header
 from taskline.revoking import Wish, read
 from taskline.worker.revoked import Revoked
+from taskline.worker.watch import LOOK_EVERY
 
 
 @pytest.fixture
@@ -307,3 +308,29 @@ def test_what_is_known_is_what_was_wished(
     )
     assert revoked.concerns(header) == expected
     assert bool(revoked) == bool(wishes)
+
+
+def test_a_worker_looks_twice_a_second_while_something_runs(make_memory_app: Any) -> None:
+    """So that what runs is stopped within a second."""
+    app = make_memory_app()
+
+    @app.task(name="long")
+    def long() -> None: ...
+
+    transport, _ = spy_on(app)
+    bench = Bench(app, slots=2)
+    bench.io._prefetch.stuck(60.0)
+    long.delay()
+    bench.turn()
+    transport.calls.clear()
+    bench.io.step(0.01)
+    assert bench.begin() is not None
+    bench.io.step(60.0)
+    waits = [args[3] for name, args in transport.calls if name == "receive"]
+    assert waits
+    assert 0 < waits[-1] <= LOOK_EVERY
+    looks = [name for name, _ in transport.calls].count("revoked")
+    bench.io.step(60.0)
+    assert [name for name, _ in transport.calls].count("revoked") > looks
+    bench.finish()
+    bench.drain()

@@ -194,6 +194,12 @@ def parse_queues(given: tuple[str, ...]) -> tuple[list[str], dict[str, int], dic
                     f"{part!r} is not a queue: write NAME or NAME:WEIGHT, such as mail:5",
                     param_hint="-Q",
                 )
+            if ">" in part:
+                raise click.BadParameter(
+                    f"{part!r} is not a queue: for a strict order give -Q again for each that "
+                    "follows, such as -Q critical -Q default",
+                    param_hint="-Q",
+                )
             if name in names:
                 raise click.BadParameter(f"queue {name!r} is named twice", param_hint="-Q")
             names.append(queue_name("queue", name))

@@ -46,6 +46,11 @@ def test_what_is_no_queue_is_refused(given: str) -> None:
         parse_queues((given,))
 
 
+def test_a_strict_order_is_written_otherwise() -> None:
+    with pytest.raises(click.BadParameter, match="such as -Q critical -Q default"):
+        parse_queues(("critical>default",))
+
+
 def test_a_name_that_no_queue_can_have_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="queue='my queue': must be 1 to 200 characters"):
         parse_queues(("my queue",))

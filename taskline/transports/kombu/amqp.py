@@ -57,6 +57,7 @@ class AMQPLink(Link):
         self.product = str(properties.get("product", ""))
         self._numbers = tuple(int(part) for part in self.version.split(".")[:2] if part.isdigit())
         self._delays = Delays(self.connection, quorum=self._numbers >= (3, 10))
+        self._sync()
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[None]:
@@ -311,9 +312,23 @@ class AMQPLink(Link):
             if any(fd == interrupt.fileno() for fd, _ in ready):
                 break
             self._read()
-        for tag in tags:
-            channel.basic_cancel(tag)
+        self._cancel(tags, arrived)
         return arrived
+
+    def _cancel(self, tags: Sequence[str], arrived: Sequence[Taken]) -> None:
+        """End consumers; what they bring until then has arrived as well."""
+        from amqp import spec
+
+        channel = self._channel
+        if len(tags) == len(arrived) == 1:
+            # It has brought the one that it may (`_sync`), and will not bring another.
+            channel.basic_cancel(tags[0], nowait=True)
+            channel.callbacks.pop(tags[0], None)
+            return
+        for tag in tags:
+            channel.send_method(spec.Basic.Cancel, "sb", (tag, False))
+        for _ in tags:
+            channel.wait(spec.Basic.CancelOk)
 
     def _read(self) -> None:
         """Handle what has arrived, without waiting."""

@@ -40,8 +40,9 @@ class Told(msgspec.Struct):
     answers: dict[str, Answer]
     """By the ids of those that answered."""
     silent: list[ProcessInfo]
-    """Those that did not in time: stopped, cut off, or dead since some seconds. Who has left in
-    the meantime is not among them; nor, of an order, one whose worker has heard it by another."""
+    """Those that did not in time: stopped, cut off, or dead since some seconds. They will not do it
+    later. Who has left in the meantime is not among them; nor, of an order, one whose worker has
+    heard it by another process."""
     processes: list[ProcessInfo]
     """Whom it was for."""
 
@@ -214,6 +215,16 @@ class Control:
                 {"id": order_id, "workers": instances, "issued": self._app.now(), **order}, Order
             )
         )
+        try:
+            return self._answers(order_id, processes, timeout, of_each=order["what"] == "tell")
+        finally:
+            # Who has not heard it by now shall not obey it who knows when.
+            self._states.withdraw(order_id)
+
+    def _answers(
+        self, order_id: str, processes: list[ProcessInfo], timeout: float, *, of_each: bool
+    ) -> Told:
+        """Wait for the answers `of_each` process, or else of one process of each worker."""
         answers: dict[str, Answer] = {}
         clock, there = self._app.clock, self._presence
         by = clock.monotonic() + timeout
@@ -224,13 +235,11 @@ class Control:
                 answer = there.answer_of(order_id, each.id)
                 if answer is not None:
                     answers[each.id] = answer
-            # A question is for each process, all else for workers: one passes it on for all.
             heard = {each.instance for each in processes if each.id in answers}
             waiting = [
                 each
                 for each in processes
-                if each.id not in answers
-                and (order["what"] == "tell" or each.instance not in heard)
+                if each.id not in answers and (of_each or each.instance not in heard)
             ]
         silent = [each for each in waiting if there.has(each.id)]
         return Told(answers, silent, processes)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 ORDERS_KEPT, ORDERS_FOR = 100, 60.0
-"""How many orders are kept at most, and for how many seconds, until another is given."""
+"""How many orders are kept at most, and for how many seconds, that nobody has withdrawn: who gave
+them was killed."""
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,3 +77,12 @@ class States:
             return msgspec.structs.replace(state, orders=[*kept[1 - ORDERS_KEPT :], order])
 
         self.change(add)
+
+    def withdraw(self, order_id: str) -> None:
+        """Take an order back: who has not found it yet never will."""
+
+        def drop(state: State) -> State:
+            kept = [order for order in state.orders if order.id != order_id]
+            return msgspec.structs.replace(state, orders=kept)
+
+        self.change(drop)

@@ -254,6 +254,17 @@ def test_an_order_is_obeyed_once_and_by_whom_it_is_for(make_memory_app: Any) -> 
     assert stops == [True]
 
 
+def test_an_order_is_taken_back(app: Taskline) -> None:
+    with working(app, name="a") as worker:
+        known(app)
+        app.control.active()
+        assert States(app).get().orders == []
+        app.control.shutdown(timeout=0.0)
+        assert States(app).get().orders == []
+        assert not app.control.active()[1].silent, "it lives on"
+        assert not worker.io.stopping
+
+
 def test_orders_are_forgotten(make_memory_app: Any) -> None:
     app = make_memory_app()
     for number in range(150):

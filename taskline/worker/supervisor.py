@@ -60,6 +60,8 @@ READY_BACKOFF_MAX = 0.5
 """The longest such wait: what kills them is a message or a person, and the others' tasks go on."""
 UNFINISHED = 4
 """Exit code where what was to be drained was not, since it is paused."""
+SPAWNED = "import sys; from taskline.worker import process; sys.exit(process.main(sys.argv[1:]))"
+"""What a spawned process runs: with -m Python would warn that the module is imported already."""
 SCHEDULERS = 2
 """How many of the processes may send schedules: one, and one in its place when it hangs."""
 
@@ -257,8 +259,8 @@ class Supervisor:
         process = subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "taskline.worker.process",
+                "-c",
+                SPAWNED,
                 self.options.app_path,
                 msgspec.json.encode(options).decode(),
                 child.consumer,
@@ -344,7 +346,8 @@ class Supervisor:
         Those that did not even reach their broker are counted, and wait, by themselves.
         """
         ready = child.ledger.ready
-        young = not recycled and now - child.started_at <= QUICK_DEATH
+        # However long it took to come to nothing: a slow machine must not begin anew at once.
+        young = not recycled and (not ready or now - child.started_at <= QUICK_DEATH)
         if not young or ready != child.was_ready:
             child.quick_deaths = 0
         child.was_ready = ready

@@ -152,7 +152,7 @@ def scale(processes: int, workers: tuple[str, ...], everyone: bool, timeout: flo
 def rate(task: str, limit: str | None, forget: bool) -> None:
     """Change how often a task may begin, in all workers.
 
-    RATE is a number for each second, minute, hour or day: 10/s, 100/m.
+    RATE is a number for each second, minute, hour or day: 10/s, 100/m; `none` lifts the limit.
 
     \b
     Examples:

@@ -160,6 +160,7 @@ def test_orders(app: Taskline) -> None:
         ("control scale 5000 --all", 2, "processes=5000: must be a whole number from 1 to 1000"),
         ("control rate hold", 2, "give a RATE such as 10/s, or --default"),
         ("control rate hold 1/s --default", 2, "give a RATE such as 10/s, or --default"),
+        ("control rate hold fast", 2, "rate='fast'"),
         ("control rate hol 1/s", 2, "no task 'hol' in this app; did you mean hold?"),
     ],
 )

@@ -70,7 +70,7 @@ def test_what_runs_is_told_and_secrets_are_not(app: Taskline) -> None:
         known(app)
         for _ in results:
             assert hold.begun.acquire(timeout=PATIENCE)
-        tasks, told = app.control.active()
+        tasks, told = app.control.active(timeout=PATIENCE)
         assert not told.silent
         assert {task.id for task in tasks} == {result.id for result in results}
         assert [(task.task, task.queue, task.worker) for task in tasks] == [
@@ -79,14 +79,14 @@ def test_what_runs_is_told_and_secrets_are_not(app: Taskline) -> None:
         assert {task.slot for task in tasks} == {0, 1}
         assert all(task.arguments is None for task in tasks), "nobody asked"
         assert all(0 <= task.seconds < PATIENCE for task in tasks)
-        shown, _ = app.control.active(arguments=True)
+        shown, _ = app.control.active(arguments=True, timeout=PATIENCE)
         assert sorted(task.arguments or "" for task in shown) == [
             f"{number}, password='***'" for number in range(2)
         ]
         hold.go.set()
         for result in results:
             result.get(timeout=PATIENCE)
-        assert app.control.active()[0] == []
+        assert app.control.active(timeout=PATIENCE)[0] == []
 
 
 def test_coroutines_have_slots_and_the_loop_a_lag(app: Taskline) -> None:
@@ -103,7 +103,7 @@ def test_coroutines_have_slots_and_the_loop_a_lag(app: Taskline) -> None:
     with working(app, async_slots=5) as worker:
         assert begun.wait(PATIENCE)
         known(app)
-        [task], _ = app.control.active()
+        [task], _ = app.control.active(timeout=PATIENCE)
         assert (task.task, task.slot) == ("wait", 5)
         reporter = worker.io._remote and worker.io._remote._reporter
         assert reporter is not None
@@ -156,7 +156,7 @@ def test_tasks_that_one_worker_does_not_know_are_found(make_app: Any) -> None:
     new.task(name="fresh")(lambda: None)
     with working(old, name="old"), working(new, name="new"):
         processes = {each.id: each.worker for each in known(new, 2)}
-        found, told = new.control.registered()
+        found, told = new.control.registered(timeout=PATIENCE)
         assert not told.silent
         by_worker = {task: sorted(processes[each] for each in ids) for task, ids in found.items()}
         assert by_worker == {"fresh": ["new"], "hold": ["new", "old"]}
@@ -165,7 +165,7 @@ def test_tasks_that_one_worker_does_not_know_are_found(make_app: Any) -> None:
 def test_a_worker_is_stopped_from_afar(app: Taskline) -> None:
     with working(app, name="a") as worker, working(app, name="b") as other:
         known(app, 2)
-        told = app.control.shutdown(["a"], now=True)
+        told = app.control.shutdown(["a"], now=True, timeout=PATIENCE)
         assert told.refusals() == {}
         until(lambda: not worker._io_thread.is_alive())
         assert not other.io.stopping
@@ -176,23 +176,23 @@ def test_what_needs_a_supervisor_is_refused_without_one(app: Taskline) -> None:
     with working(app, name="a"):
         known(app)
         why = "it has no supervisor that could"
-        assert app.control.restart().refusals() == {"a": f"{why} restart it"}
-        assert app.control.scale(2).refusals() == {"a": f"{why} scale it"}
+        assert app.control.restart(timeout=PATIENCE).refusals() == {"a": f"{why} restart it"}
+        assert app.control.scale(2, timeout=PATIENCE).refusals() == {"a": f"{why} scale it"}
 
 
 def test_wrong_names_and_numbers(app: Taskline) -> None:
     with pytest.raises(ConfigurationError, match="no worker 'mial': none of this app gives a sign"):
-        app.control.shutdown(["mial"])
+        app.control.shutdown(["mial"], timeout=PATIENCE)
     with working(app, name="mail"):
         known(app)
         with pytest.raises(ConfigurationError, match="no worker 'mial': did you mean 'mail'"):
-            app.control.active(["mial"])
+            app.control.active(["mial"], timeout=PATIENCE)
         for wrong in (0, -1, 1001, 1.5):
             with pytest.raises(ConfigurationError, match="must be a whole number from 1 to 1000"):
-                app.control.scale(wrong)  # type: ignore[arg-type]
+                app.control.scale(wrong, timeout=PATIENCE)  # type: ignore[arg-type]
         for grace in (-1.0, float("nan"), float("inf")):
             with pytest.raises(ConfigurationError, match="must be seconds, 0 or more"):
-                app.control.restart(grace=grace)
+                app.control.restart(grace=grace, timeout=PATIENCE)
 
 
 def test_without_a_backend_all_say_so() -> None:
@@ -215,7 +215,7 @@ def test_what_is_said_of_messages_does_not_concern_it(make_memory_app: Any, sett
     app = make_memory_app(**settings)
     with working(app, name="a"):
         known(app)
-        assert not app.control.active()[1].silent
+        assert not app.control.active(timeout=PATIENCE)[1].silent
 
 
 def test_strangers_are_not_obeyed(make_app: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -228,8 +228,8 @@ def test_strangers_are_not_obeyed(make_app: Any, caplog: pytest.LogCaptureFixtur
         until(lambda: "is not heeded: the message is not signed" in caplog.text)
         assert not worker.io.stopping
         States(stranger).documents.keys().delete(States(app).key)
-        assert app.control.active()[1].silent == []
-        assert app.control.shutdown().refusals() == {}
+        assert app.control.active(timeout=PATIENCE)[1].silent == []
+        assert app.control.shutdown(timeout=PATIENCE).refusals() == {}
         until(lambda: worker.io.stopping)
 
 
@@ -257,11 +257,11 @@ def test_an_order_is_obeyed_once_and_by_whom_it_is_for(make_memory_app: Any) -> 
 def test_an_order_is_taken_back(app: Taskline) -> None:
     with working(app, name="a") as worker:
         known(app)
-        app.control.active()
+        app.control.active(timeout=PATIENCE)
         assert States(app).get().orders == []
         app.control.shutdown(timeout=0.0)
         assert States(app).get().orders == []
-        assert not app.control.active()[1].silent, "it lives on"
+        assert not app.control.active(timeout=PATIENCE)[1].silent, "it lives on"
         assert not worker.io.stopping
 
 
@@ -431,17 +431,20 @@ def test_the_records_of_killed_workers_end(stage: Stage, brisk: dict[str, str]) 
     until(lambda: not stage.app.workers(), PATIENCE)
 
 
+def silent(stage: Stage, timeout: float) -> list[int]:
+    return [each.pid for each in stage.app.control.active(timeout=timeout)[1].silent]
+
+
 def test_a_paused_process_is_silent_until_it_goes_on(stage: Stage) -> None:
     stage.start(processes=2)
     known(stage.app, 2)
     paused, _ = pids(stage)
     os.kill(paused, signal.SIGSTOP)
     try:
-        _, told = stage.app.control.active(timeout=3.0)
-        assert [each.pid for each in told.silent] == [paused]
+        until(lambda: silent(stage, 3.0) == [paused], PATIENCE)
     finally:
         os.kill(paused, signal.SIGCONT)
-    assert until(lambda: not stage.app.control.active()[1].silent, PATIENCE)
+    assert silent(stage, PATIENCE) == []
 
 
 @both_ways
@@ -452,7 +455,7 @@ def test_a_worker_is_restarted_process_by_process_and_loses_nothing(stage: Stage
     held = stage.call("hold", "a")
     busy = stage.begun("a")
     quick = [stage.call("quick") for _ in range(30)]
-    told = stage.app.control.restart()
+    told = stage.app.control.restart(timeout=PATIENCE)
     assert not told.silent
     assert told.refusals() == {}
 
@@ -474,7 +477,7 @@ def test_a_restart_hands_back_what_does_not_end_in_time(stage: Stage) -> None:
     [before] = known(stage.app)
     held = stage.call("hold", "a")
     assert stage.begun("a") == before.pid
-    stage.app.control.restart(grace=0.0)
+    stage.app.control.restart(grace=0.0, timeout=PATIENCE)
     assert stage.begun("a", times=2) != before.pid
     stage.release("a")
     assert stage.get(held)[1:] == [2, 1]
@@ -483,11 +486,11 @@ def test_a_restart_hands_back_what_does_not_end_in_time(stage: Stage) -> None:
 def test_a_worker_is_scaled_up_and_down(stage: Stage) -> None:
     group = stage.start(threads=1)
     known(stage.app)
-    stage.app.control.scale(3)
+    stage.app.control.scale(3, timeout=PATIENCE)
     known(stage.app, 3)
     results = [stage.call("hold", name) for name in "abc"]
     assert len({stage.begun(name) for name in "abc"}) == 3
-    stage.app.control.scale(1)
+    stage.app.control.scale(1, timeout=PATIENCE)
     until(lambda: sum(not each.stopping for each in stage.app.control.processes()) == 1, PATIENCE)
     for name in "abc":
         stage.release(name)
@@ -495,7 +498,7 @@ def test_a_worker_is_scaled_up_and_down(stage: Stage) -> None:
         stage.get(result)
     assert [stage.count(name) for name in "abc"] == [1, 1, 1], "none ran twice"
     known(stage.app, 1)
-    stage.app.control.scale(2)
+    stage.app.control.scale(2, timeout=PATIENCE)
     known(stage.app, 2)
     numbers = [each.number for each in stage.app.control.processes()]
     assert numbers == [0, 1]
@@ -508,7 +511,7 @@ def test_a_worker_is_shut_down(stage: Stage, now: bool) -> None:
     known(stage.app, 2)
     held = stage.call("hold", "a")
     stage.begun("a")
-    stage.app.control.shutdown(now=now)
+    stage.app.control.shutdown(now=now, timeout=PATIENCE)
     if now:
         assert group.exit_code() == 0
         assert stage.left() == {held.id: 0}
@@ -537,7 +540,7 @@ def test_a_successor_that_cannot_start_does_not_end_the_rest(stage: Stage, tmp_p
     )
     known(stage.app, 2)
     (tmp_path / "broken").touch()
-    stage.app.control.restart()
+    stage.app.control.restart(timeout=PATIENCE)
     until(lambda: group.log.count("next try in") >= 2, PATIENCE)
     assert stage.get(stage.call("quick")) in {each.pid for each in stage.app.control.processes()}
     (tmp_path / "broken").unlink()

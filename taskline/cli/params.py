@@ -29,6 +29,16 @@ def lasting(text: str) -> float:
     return seconds
 
 
+def processes(text: str) -> tuple[int, int | None]:
+    """A number of processes, or the least and the most of them, from `4` or `2..8`."""
+    least, dots, most = text.strip().partition("..")
+    if not (least.isdecimal() and int(least) and (most.isdecimal() or not dots)):
+        raise click.BadParameter(f"{text!r} is no number of processes: write 4, or 2..8")
+    if dots and int(most) < int(least):
+        raise click.BadParameter(f"{text!r}: the most is less than the least")
+    return int(least), int(most) if dots else None
+
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.ASCII)
 
 

@@ -13,6 +13,7 @@ import taskline
 from taskline.cli import output, pidfiles
 from taskline.cli.options import app_option, as_json, choice, common_options, the_app
 from taskline.cli.params import cpus, duration, lasting, positive, size
+from taskline.cli.params import processes as processes_bounds
 from taskline.errors import TransportError
 from taskline.options import queue_name
 
@@ -29,11 +30,11 @@ SHOWN = 5
 @click.option(
     "-c",
     "--processes",
-    type=positive,
-    metavar="N",
-    default=1,
+    type=processes_bounds,
+    metavar="N|MIN..MAX",
+    default="1",
     show_default=True,
-    help="Worker processes.",
+    help="Worker processes; as many as are needed, between two bounds.",
 )
 @click.option(
     "--threads",
@@ -162,12 +163,15 @@ def worker(
     if choice().debug:
         given["loglevel"] = "debug"
     setup(given["loglevel"])
+    least, most = given.pop("processes")
     options = WorkerOptions(
         queues=names or served_queues(app),
         weights=weights,
         ranks=ranks,
         app_path=path,
         cpus=cpus or [],
+        processes=least,
+        max_processes=most,
         **given,
     )
     if options.schedule:
@@ -242,6 +246,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
                 "queues": {name: options.weights.get(name, 1) for name in options.queues},
                 "ranks": {name: options.ranks.get(name, 0) for name in options.queues},
                 "processes": options.processes,
+                "max_processes": options.max_processes,
                 "solo": options.solo,
                 "threads": options.threads,
                 "async_slots": options.async_slots,
@@ -263,7 +268,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
             "slots",
             "solo: the main thread, one task at a time; time limits are off"
             if options.solo
-            else f"{options.processes} processes x ({options.threads} threads, "
+            else f"{bounds(options)} processes x ({options.threads} threads, "
             f"{options.async_slots} async)",
         ),
         ("tasks", f"{len(own)}: {', '.join(own[:SHOWN])}{more}" if own else "none"),
@@ -292,6 +297,12 @@ def _queues(app: Taskline, options: WorkerOptions) -> str:
             shown += f" ({app.queues.place(name)})"
         ranks.setdefault(options.ranks.get(name, 0), []).append(shown)
     return ", then ".join(", ".join(shown) for _, shown in sorted(ranks.items()))
+
+
+def bounds(options: WorkerOptions) -> str:
+    """How many processes: `4`, or `2 to 8`."""
+    most = options.max_processes
+    return f"{options.processes}" if most is None else f"{options.processes} to {most}"
 
 
 def _schedules(app: Taskline, options: WorkerOptions) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ from taskline.limiting import rulebook
 from taskline.message import Delivery
 from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
+from taskline.worker.autoscale import Gauge
 from taskline.worker.execute import Job, Runner
 from taskline.worker.flows import Flows
 from taskline.worker.gather import Gather, expanded
@@ -77,6 +78,7 @@ class IOThread:
         batch_places: int = 0,
         ranks: dict[str, int] | None = None,
         remote: Remote | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         self._app = app
         self._runner = runner
@@ -92,6 +94,7 @@ class IOThread:
         self._starvation = starvation
         self._drain = drain
         self._remote = remote
+        self._gauge = gauge
         self.state = State()
         """What all workers of the app are told."""
         self.drained = False
@@ -314,6 +317,8 @@ class IOThread:
                 self._heed_rates(self.state.rates)
         if self._stop_by is not None and self._ended(now, self._stop_by):
             return True
+        if self._gauge is not None:
+            self._gauge.look(now, self._transport, self._turns.paused)
         if running:
             self._watch.look_at_revocations(now)
             self._watch.show(running, now)

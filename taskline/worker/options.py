@@ -15,6 +15,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     ranks: dict[str, int] = {}
     """A queue gets only what those of a lower rank leave (0 where not given)."""
     processes: int = 1
+    max_processes: int | None = None
+    """As many at most, and `processes` at least, by what waits; None keeps to `processes`."""
     threads: int = 1
     """Slots for `def` tasks in each process."""
     async_slots: int = 100

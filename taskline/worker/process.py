@@ -23,6 +23,7 @@ from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included
 from taskline.worker import lifetime, limits, solo
+from taskline.worker.autoscale import gauge_for
 from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
@@ -108,6 +109,7 @@ class Worker:
             else Remote(
                 app, msgspec.structs.replace(options, name=self.name), self._stop_io, requests
             ),
+            gauge=gauge_for(options, options.queues or served_queues(app), requests),
         )
         self._on_sigint: Interrupts | None = None
         if isinstance(runner, solo.SoloRunner):

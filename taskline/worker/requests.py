@@ -20,13 +20,17 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One request. Several processes may pass on the same one: it has one id."""
 
     id: str
-    what: Literal["shutdown", "restart", "scale"]
+    what: Literal["shutdown", "restart", "scale", "load"]
     now: bool = False
     """Of a shutdown: without time for what runs."""
     grace: float | None = None
     """Of a restart: seconds for what runs; None for the worker's own."""
     count: int = 0
     """Of scaling: how many processes there shall be."""
+    ready: int = 0
+    """Of the load: how many messages wait."""
+    oldest: float = 0.0
+    """Of the load: for how many seconds one of them has."""
 
 
 class Requests:

@@ -38,6 +38,7 @@ def check(options: WorkerOptions) -> None:
     usual = WorkerOptions()
     for name in (
         "processes",
+        "max_processes",
         "threads",
         "memory_limit",
         "soft_memory_limit",

@@ -27,7 +27,7 @@ import msgspec
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import import_included
-from taskline.worker import lifetime, status
+from taskline.worker import autoscale, lifetime, status
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.options import WorkerOptions
@@ -125,6 +125,11 @@ class Supervisor:
         self._next_status = 0.0
         self._exit_code = 0
         lifetime.check(self.options)
+        autoscale.check(self.options)
+        most = self.options.max_processes
+        self._autoscale = (
+            None if most is None else autoscale.Autoscale(self.options.processes, most)
+        )
         if self.options.http is not None:
             address(self.options.http)
         if self.options.start_method not in ("fork", "spawn"):
@@ -208,6 +213,9 @@ class Supervisor:
                     self._children.append(Child(child.number, self._slots))
         if self._to_replace:
             self._replace_next(now)
+        if self._autoscale is not None and now >= self._autoscale.next_sample:
+            staying = (child for child in self._children if not child.succeeded)
+            self._autoscale.sample(now, sum(len(child.ledger.running()) for child in staying))
         return bool(self._children or self._to_recover)
 
     def _pause(self) -> float:
@@ -223,6 +231,8 @@ class Supervisor:
                     pause = min(pause, running.deadline + HARD_LIMIT_MARGIN - now)
         if self._obeyed:
             pause = min(pause, max(0.01, self._kill_at - now))
+        elif self._autoscale is not None:
+            pause = min(pause, self._autoscale.next_sample - now)
         return max(pause, 0.01)
 
     # ---- starting
@@ -522,6 +532,9 @@ class Supervisor:
         self._tell(child, RETIRE if child.ledger.ready else STOP)
 
     def _obey_request(self, request: Request) -> None:
+        if request.what == "load":
+            self._look_at_load(request)
+            return
         log.info("told from afar: %s", request.what)
         if request.what == "shutdown":
             self._signals = max(self._signals, 2 if request.now else 1)
@@ -531,6 +544,23 @@ class Supervisor:
             self.scale(request.count)
         else:
             self.restart(request.grace)
+
+    def _look_at_load(self, request: Request) -> None:
+        if self._autoscale is None or self._signals:
+            return
+        kinds = {task.is_async for task in self.app.tasks.values()}
+        load = autoscale.Load(
+            self._clock.monotonic(),
+            self.wanted,
+            self.options.async_slots if kinds == {True} else self.options.threads,
+            self._autoscale.busy(),
+            request.ready,
+            request.oldest,
+        )
+        count = self._autoscale.wanted(load)
+        if count != self.wanted:
+            log.info("%d messages wait, and %.0f slots are busy", load.ready, load.busy)
+            self.scale(count)
 
     # ---- stopping
 

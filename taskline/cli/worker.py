@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import taskline
-from taskline.cli import output, pidfiles
+from taskline.cli import output, pidfiles, reload
 from taskline.cli.options import app_option, as_json, choice, common_options, the_app
 from taskline.cli.params import cpus, duration, lasting, positive, size
 from taskline.cli.params import processes as processes_bounds
@@ -98,6 +99,11 @@ SHOWN = 5
     "--cpus", type=cpus, metavar="0-3,…", help="Bind the processes to these processors, in turn."
 )
 @click.option(
+    "--reload",
+    is_flag=True,
+    help="Start again when code below the working directory changes: for development.",
+)
+@click.option(
     "--solo",
     is_flag=True,
     help="Run everything in this process's main thread, without time limits: for debuggers.",
@@ -153,6 +159,8 @@ def worker(
       taskline worker -A proj -c 4 --threads 8 -Q mail:5,default
       taskline worker -A proj -Q critical -Q mail:5,default -Q low
     """
+    if given.pop("reload") and reload.WATCHED not in os.environ:
+        raise click.exceptions.Exit(reload.watch(Path.cwd()))
     from taskline.log import setup
 
     names, weights, ranks = parse_queues(queues)

@@ -289,6 +289,12 @@ class Taskline:
         of them waits `batch_wait` seconds for more (0.1). See `docs/batches.md`.
         `fair_key`: the argument, or a function of the arguments, that says whose message it
         is, in a queue that is `fair`: see `docs/queues.md`.
+        `unique`: "until_start", "until_end" or seconds; a second call with the same arguments, or
+        the same of those that `unique_by` names, joins the first until then, unless `on_duplicate`
+        is "drop" or "replace"; `unique_for`: seconds for which that holds at most (a day).
+        `throttle`: seconds in which one call is sent, and others are dropped. `debounce`: it runs
+        once there was no call for so many seconds, with the last arguments, and `max_wait`
+        seconds after the first at the latest. See `docs/unique.md`.
         `bind`: the first argument is the task itself.
         `rate`: how many runs may begin in a time, in all workers together: "100/s", "10/m".
         `concurrency`: how many may run at a time. `limit_key`: the argument, or a function of

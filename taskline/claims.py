@@ -54,14 +54,11 @@ class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
     """When it was known last that the message is there."""
     print: str = ""
     turn: int = 0
+    """Where the newest wins its place in the order; else which delivery has started."""
     first: float = 0.0
     """When the first of those was called which this one stands for."""
     sent: float = 0.0
     """As in the header of its message."""
-
-    @property
-    def rank(self) -> tuple[int, str]:
-        return (self.turn, self.id)
 
     def written(self) -> bytes:
         return msgspec.json.encode(self)
@@ -255,9 +252,10 @@ class _Sending:
     def _point_at(self, unique: Unique, before: bytes | None, claim: Claim, header: Header) -> None:
         for _ in range(TRIES):
             record = read(unique.key, before)
-            if record is not None and record.rank >= claim.rank:
-                if record.id != claim.id:  # called at the same moment, and it is that one's turn
-                    self._discard(claim, header, record.id)
+            if record is not None and record.id == claim.id:
+                return  # it has begun already
+            if record is not None and record.turn >= claim.turn:  # called at the same moment
+                self._discard(claim, header, record.id)
                 return
             if record is not None and record.phase == SENT:
                 claim = msgspec.structs.replace(claim, first=record.first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,10 +34,38 @@ class _Backend:
         return self._fate.wrap(self._inner.keys(), OF_KEYS)
 
 
+class _Interrupted(Fate):
+    """Others do something at the call of this number."""
+
+    def __init__(self, number: int, moment: str, meanwhile: Callable[[], None]) -> None:
+        super().__init__(number, moment)
+        self._meanwhile = meanwhile
+
+    def pass_on(self, name: str, call: Callable[[], Any]) -> Any:
+        self.calls.append(name)
+        now = len(self.calls) == self.number
+        if now and self.moment == "before":
+            self._meanwhile()
+        answer = call()
+        if now and self.moment == "after":
+            self._meanwhile()
+        return answer
+
+
 @contextmanager
-def sender(app: Taskline, number: int = 0, moment: str = "before") -> Iterator[Fate]:
-    """Who sends in this block dies at its call of this number; `calls` of the fate has them all."""
+def sender(
+    app: Taskline,
+    number: int = 0,
+    moment: str = "before",
+    meanwhile: Callable[[], None] | None = None,
+) -> Iterator[Fate]:
+    """Who sends in this block dies at its call of this number; `calls` of the fate has them all.
+
+    With `meanwhile` it does not die, but others do that.
+    """
     connections, fate = app._connections, Fate(number, moment)
+    if meanwhile is not None:
+        fate = _Interrupted(number, moment, meanwhile)
     transport, backend = connections.transport(), connections.backend()
     connections.current = fate.wrap(transport, OF_THE_BROKER)
     connections._backend = _Backend(backend, fate)  # type: ignore[assignment]

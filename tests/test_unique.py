@@ -949,3 +949,70 @@ def test_a_sender_that_slept_repeats_nothing(app: Taskline, until: Any, ran: lis
     assert seen[0].id == first.id
     assert first.state == SUCCESS
     assert ran == [1]
+
+
+@pytest.mark.parametrize("until", ["until_start", "until_end"])
+def test_a_key_is_freed_though_no_result_is_kept(
+    app: Taskline, worker: Hand, until: Any, ran: list[Any]
+) -> None:
+    @app.task(unique=until, unique_by="user", result_ttl=0)
+    def work(user: str, wait: float = 0.0) -> None:
+        ran.append(user)
+        if wait:
+            advance(app, wait)
+            work.delay(user)
+
+    work.delay("ann")
+    worker.work()
+    assert not work.delay("ann").duplicate
+    worker.work()
+    work.delay("bob", 61.0)
+    worker.work()
+    worker.work()
+    assert not work.delay("bob").duplicate, "also when another has made sure of it meanwhile"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize("options", [{"debounce": 5.0}, {"unique": "until_start"}])
+def test_workers_and_others_between_any_two_calls(
+    app: Taskline, ran: list[int], options: Any, number: int, moment: str
+) -> None:
+    """What a sender is told of runs, and what is called last runs last."""
+    more = {} if "debounce" in options else {"on_duplicate": "replace"}
+
+    @app.task(**options, **more, unique_by="user")
+    def work(user: str, number: int) -> None:
+        ran.append(number)
+
+    hand = Hand(app)
+
+    def drain() -> None:
+        hand.work()
+        advance(app, 5)
+        hand.work()
+
+    for meanwhile in (drain, lambda: work.delay("ann", 1) and None):
+        ran.clear()
+        first = work.delay("ann", 1)
+        own = app._connections.current, app._connections._backend
+        with sender(app, number, moment, lambda: aside(app, own, meanwhile)):  # noqa: B023
+            second = work.delay("ann", 2)
+        drain()
+        assert first.ready()
+        assert second.ready()
+        assert ran[-1] == 2 or meanwhile is not drain
+        third = work.delay("ann", 3)
+        drain()
+        assert ran[-1] == 3
+        assert third.state == SUCCESS
+    hand.close()
+
+
+def aside(app: Taskline, own: Any, what: Any) -> None:
+    """Do it with the connections of others than the sender that is disturbed."""
+    connections = app._connections
+    wrapped = connections.current, connections._backend
+    connections.current, connections._backend = own
+    what()
+    connections.current, connections._backend = wrapped

@@ -39,9 +39,8 @@ def begin(app: Taskline, job: Job) -> None:
     unique = header.unique
     assert unique is not None
     check_place(app, header.task, header.queue)
-    again = job.delivery.deliveries > 1 or header.attempt > 1
     if unique.until == "time":
-        _check_repetition(app, header, again)
+        _check_repetition(app, header, job.delivery.deliveries)
         job.claim = BEGUN
         return
     keys = app.require_backend().keys()
@@ -51,7 +50,8 @@ def begin(app: Taskline, job: Job) -> None:
         if unique.until == "newer":
             job.claim = _begin_newest(app, keys, header, unique, found, claim)
         else:
-            job.claim = _begin_first(app, keys, header, unique, found, claim, again)
+            deliveries = job.delivery.deliveries
+            job.claim = _begin_first(app, keys, header, unique, found, claim, deliveries)
         if job.claim is not None:
             return
     raise BackendError(f"the key {unique.key!r} is being changed by too many")
@@ -64,19 +64,19 @@ def _begin_first(
     unique: Unique,
     found: bytes | None,
     claim: Claim | None,
-    again: bool,
+    deliveries: int,
 ) -> bytes | None:
     """What the job holds now; None if it must be tried again."""
     own = claim is not None and claim.id == header.id
     if claim is None or not own or claim.phase == STARTED:
-        _check_repetition(app, header, again)
+        _check_repetition(app, header, deliveries)
     if unique.until == "start":
         return BEGUN if not own or keys.swap(unique.key, found, None, None) else None
     if claim is not None and not own:
         return BEGUN
-    # Its moment makes it this run's own: one that lost its lease does not free it.
-    mine = Claim(header.id, STARTED, app.now(), unique.print, sent=header.sent).written()
-    return mine if keys.swap(unique.key, found, mine, unique.ttl) else None
+    # The number of the delivery makes it this run's own: one that lost its lease does not free it.
+    mine = Claim(header.id, STARTED, app.now(), unique.print, deliveries, sent=header.sent)
+    return mine.written() if keys.swap(unique.key, found, mine.written(), unique.ttl) else None
 
 
 def _begin_newest(
@@ -87,20 +87,21 @@ def _begin_newest(
     found: bytes | None,
     claim: Claim | None,
 ) -> bytes | None:
-    mine = Claim(header.id, STARTED, app.now(), "", unique.turn, 0.0, header.sent)
-    if claim is not None:
-        if claim.rank > mine.rank:
+    if claim is None:
+        claim = Claim(header.id, "", 0.0, turn=unique.turn, sent=header.sent)
+    elif claim.id != header.id:
+        if claim.turn >= unique.turn:
             raise NotToRun(replaced_by(claim.id))
-        if claim.rank == mine.rank and claim.phase == STARTED:
-            return BEGUN
-        mine = msgspec.structs.replace(mine, first=claim.first)
+        # Its sender is about to point the key at it, or died before: what has the key runs too.
+        return BEGUN
+    mine = msgspec.structs.replace(claim, phase=STARTED, at=app.now())
     ttl = min(unique.ttl, AFTER + (unique.max_wait or unique.wait or 0.0))
     return BEGUN if keys.swap(unique.key, found, mine.written(), ttl) else None
 
 
-def _check_repetition(app: Taskline, header: Header, again: bool) -> None:
+def _check_repetition(app: Taskline, header: Header, deliveries: int) -> None:
     """Raise `NotToRun` for a second message of a task that has ended."""
-    if again:
+    if deliveries > 1 or header.attempt > 1:
         return
     found = app.require_backend().fetch([header.id]).get(header.id)
     # An id of the user's own may be used again: then its message was sent later.
@@ -114,10 +115,13 @@ def free(keys: KeyStore, jobs: Iterable[Job]) -> None:
         unique = None if job.header is None else job.header.unique
         if unique is None or unique.until == "time" or job.claim == BEGUN:
             continue
-        found = job.claim
-        if found is None:  # it ended without a run: revoked, expired, refused
-            found = keys.get(unique.key)
-            claim = read(unique.key, found)
-            if claim is None or claim.id != job.delivery.id or claim.phase == STARTED:
-                continue
-        keys.swap(unique.key, found, None, None)
+        if job.claim is not None and keys.swap(unique.key, job.claim, None, None):
+            continue
+        # It ended without a run (revoked, expired, refused), or a sender has made sure of it.
+        own = read(unique.key, job.claim)
+        found = keys.get(unique.key)
+        claim = read(unique.key, found)
+        if claim is None or claim.id != job.delivery.id:
+            continue
+        if own is None or claim.turn == own.turn:
+            keys.swap(unique.key, found, None, None)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from integration.durable import kill_between_steps
+from integration.unique import calls_that_do_not_meet
 from taskline import Taskline, TaskRevoked, current_task
 from taskline.testing.faults import RepeatingTransport
 from taskline.testing.flow_suite import CANVAS, Desk
@@ -189,6 +190,10 @@ class Everywhere:
                 for result in before:
                     with pytest.raises(TaskRevoked):
                         result.get(timeout=PATIENCE)
+
+    def test_calls_that_do_not_meet(self, place: Place) -> None:
+        with place.app() as app:
+            calls_that_do_not_meet(app)
 
     def test_a_paused_queue_waits(self, place: Place) -> None:
         with place.app() as app:

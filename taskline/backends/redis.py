@@ -96,11 +96,14 @@ class RedisBackend(NodesBackend[Outcomes]):
     ) -> dict[str, Outcome]:
         """Which of them are final on a server, as far as was pushed or is read now."""
         keys = {keeper.store.key(each): each for each in ids}
-        return {
-            keys[key]: unpack_outcome(keys[key], value)
-            for key, value in self._pushes[keeper].look(keys, now, RECHECK)
+        pushes = self._pushes[keeper]
+        final = {
+            key: unpack_outcome(keys[key], value)
+            for key, value in pushes.look(keys, now, RECHECK)
             if key in keys and is_final(value)
         }
+        pushes.known(final)
+        return {keys[key]: outcome for key, outcome in final.items()}
 
     def _look(self, ids: Collection[str], now: float) -> dict[str, Outcome]:
         """Which of them are final, on any of the servers."""

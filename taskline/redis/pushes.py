@@ -98,6 +98,10 @@ class Pushes:
         if push[0] == self.message:
             self._arrived[push[1]] = push[2]
 
+    def known(self, keys: Collection[bytes]) -> None:
+        """Nobody waits for these any more: who asks for one again has it read."""
+        self._watched.difference_update(keys)
+
     def watching(self) -> int | None:
         """The descriptor that tells of a push; None when one has come, or nothing is watched."""
         connection = self._connection

@@ -148,10 +148,13 @@ class MongoBackend(NodesBackend[Outcomes]):
                 unknown = [key for key in wanted if key not in self._known or key in self._arrived]
             self._known, self._arrived, self._stale = wanted, set(), False
         try:
-            return self.final(unknown)
+            found = self.final(unknown)
         except BaseException:
             self.turned()
             raise
+        with self._news:
+            self._known -= found.keys()  # who asks for one of them again has it read
+        return found
 
     def _end_of_wait(self) -> None:
         with self._news:

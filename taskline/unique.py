@@ -145,7 +145,7 @@ def _rule(given: dict[str, Any]) -> Rule:
     if isinstance(until, str):
         if until not in _UNTIL:
             more = (
-                ": runs that must not overlap are limited by concurrency=1, not by the sender"
+                ": runs that must not overlap are a matter of concurrency=1"
                 if until in ("running", "while_running")
                 else ""
             )

@@ -1,7 +1,8 @@
 """A million tasks through one worker process: `python -m integration.soak --store sqlite`.
 
 What the process holds (memory, descriptors, threads) is read from /proc as it works, and
-printed. The verdict compares what it held when a tenth was done with the most it held later.
+printed. The verdict compares what it held from the first tenth of the tasks to the third with
+what it held for the last two tenths.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from integration.chaos.site import die_with_parent
@@ -25,7 +27,7 @@ from taskline.worker import Supervisor, WorkerOptions
 TASKS, BATCH, AHEAD = 1_000_000, 1000, 5000
 """Tasks in all, in one batch, and waiting at most."""
 FLAT = 0.05
-"""By which share the memory may grow after the first tenth of the tasks."""
+"""By which share the memory may grow."""
 RESULT_TTL = 30.0
 """Seconds: the stores forget as they go, as they do in the long run."""
 
@@ -47,28 +49,30 @@ class Sample(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How much more the process held after the first tenth than at its end."""
+    """What the process held in the course of the tasks."""
 
     samples: list[Sample]
     seconds: float
 
-    @property
-    def settled(self) -> list[Sample]:
-        """The samples from the first tenth on."""
+    def between(self, first: float, last: float) -> list[Sample]:
+        """The samples taken when between these shares of the tasks were done."""
         total = self.samples[-1].done
-        return [sample for sample in self.samples if sample.done >= total / 10]
+        return [each for each in self.samples if first * total <= each.done <= last * total]
+
+    def _more(self, of: Callable[[Sample], int]) -> float:
+        """By which share the median grew: single samples show what is under way."""
+        before, after = self.between(0.1, 0.3), self.between(0.8, 1.0)
+        return median(map(of, after)) / median(map(of, before)) - 1
 
     @property
     def growth(self) -> float:
-        """Share by which the memory grew."""
-        first, *later = self.settled
-        return max(sample.rss for sample in later) / first.rss - 1
+        """By which share the memory grew."""
+        return self._more(lambda sample: sample.rss)
 
     @property
-    def leaked(self) -> tuple[int, int]:
-        """Descriptors and threads that were there at the end beyond those at first."""
-        first, last = self.settled[0], self.settled[-1]
-        return last.descriptors - first.descriptors, last.threads - first.threads
+    def leaked(self) -> tuple[float, float]:
+        """By which shares descriptors and threads became more."""
+        return self._more(lambda each: each.descriptors), self._more(lambda each: each.threads)
 
     @property
     def good(self) -> bool:
@@ -78,8 +82,8 @@ class Verdict(NamedTuple):
         done = self.samples[-1].done
         return (
             f"{done} tasks in {self.seconds:.0f} s ({done / self.seconds:.0f}/s): memory"
-            f" {100 * self.growth:+.1f} %, descriptors {self.leaked[0]:+d}, threads"
-            f" {self.leaked[1]:+d} since the first tenth: {'good' if self.good else 'BAD'}"
+            f" {100 * self.growth:+.1f} %, descriptors {100 * self.leaked[0]:+.0f} %, threads"
+            f" {100 * self.leaked[1]:+.0f} %: {'good' if self.good else 'BAD'}"
         )
 
 

@@ -27,6 +27,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--apart", action="store_true", help="SQLite: results in a file of their own"
     )
+    parser.add_argument(
+        "--pace", type=float, default=1.0, help="share of the usual load and faults"
+    )
     parser.add_argument("--store", choices=NAMES, default="sqlite")
     parser.add_argument("--keep", metavar="DIRECTORY", help="leave all files in this new directory")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge an earlier run again")

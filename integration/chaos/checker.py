@@ -48,6 +48,7 @@ def check(evidence: Evidence) -> list[Violation]:
         *_results(evidence),
         *_in_time(evidence),
         *_finals_stay(evidence),
+        *_one_at_a_time(evidence),
         *_system(evidence),
     ]
 
@@ -59,6 +60,8 @@ def _whole_batches(evidence: Evidence) -> Iterator[Violation]:
     for base, tasks in batches.items():
         there = sum(evidence.there(task.id) for task in tasks)
         accepted = tasks[0].accepted
+        if tasks[0].kind.task == "single":
+            continue  # whose send was broken off, the next caller of its key sends
         if accepted is False and there and not evidence.answers_lost:
             yield Violation("raised but sent", base, f"{there} of {len(tasks)} are in the system")
         whole = evidence.batch and there % evidence.batch == 0
@@ -68,7 +71,12 @@ def _whole_batches(evidence: Evidence) -> Iterator[Violation]:
 
 def _one_end_each(evidence: Evidence) -> Iterator[Violation]:
     for task in evidence.sent.values():
-        if not (task.accepted or evidence.there(task.id)):
+        if task.joined:
+            if evidence.there(task.id):
+                yield Violation("unique", task.id, f"it is there, and its caller got {task.joined}")
+            continue
+        promised = task.accepted or task.id in evidence.joined
+        if not (promised or evidence.there(task.id)):
             continue
         outcome = evidence.outcomes.get(task.id)
         state = outcome["state"] if outcome else None
@@ -205,6 +213,24 @@ def _in_time(evidence: Evidence) -> Iterator[Violation]:
             if task.expires is not None and run.wall > task.expires + behind + EARLY:
                 late = run.wall - task.expires
                 yield Violation("expired", key, f"started {late:.3f} s after it had expired")
+
+
+def _one_at_a_time(evidence: Evidence) -> Iterator[Violation]:
+    """Of the tasks of one key none is accepted before the one before it has ended."""
+    of_key: dict[int, list[tuple[float, float, str]]] = defaultdict(list)
+    for task in evidence.sent.values():
+        outcome = evidence.outcomes.get(task.id)
+        if task.kind.task == "single" and outcome is not None and not task.joined:
+            runs = evidence.runs.get(task.id, [])
+            last = next((run for run in runs if run.token == outcome["token"]), None)
+            if last is not None:
+                of_key[task.key].append((runs[0].start, last.finish, task.id))
+    for spans in of_key.values():
+        for (_, end, first), (begin, _, second) in itertools.pairwise(sorted(spans)):
+            if begin < end:
+                yield Violation(
+                    "unique", second, f"began {end - begin:.3f} s before {first} of its key ended"
+                )
 
 
 def _finals_stay(evidence: Evidence) -> Iterator[Violation]:

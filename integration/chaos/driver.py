@@ -68,6 +68,7 @@ class Driver:
         self._sending: dict[str, int] = {}
         self._open: set[str] = set()
         """Accepted tasks that were not seen final yet."""
+        self._final: set[str] = set()
         self._next_look = 0.0
         self._last_change = 0.0
         self._size = 0
@@ -82,14 +83,16 @@ class Driver:
                 self._start_producer(name)
             for fault in self._plan:
                 self._live(until=begin + fault.at)
+                if time.monotonic() > begin + self._seconds:
+                    break  # a machine that is too busy to do all of it
                 self._breaker.do(fault)
             self._live(until=begin + self._seconds)
             self._come_to_rest()
         finally:
             for group in self._groups:
                 group.end()
-            self._write_final_state()
-            self._app.close()
+        self._write_final_state()
+        self._app.close()
 
     # Living on between faults
 
@@ -161,6 +164,7 @@ class Driver:
         for key, outcome in self._fetch(self._open).items():
             if outcome.state in FINAL_STATES:
                 self._open.remove(key)
+                self._final.add(key)
                 self._faults.write("seen", id=key, **self._known(outcome))
 
     def _read_sends(self) -> None:
@@ -168,8 +172,9 @@ class Driver:
             if record["kind"] == "sending":
                 self._sending[record["base"]] = len(record["kinds"])
             elif record["kind"] == "sent":
-                base = record["base"]
-                self._open.update(f"{base}-{i}" for i in range(self._sending[base]))
+                base, joined = record["base"], record["joined"]
+                ids = [joined] if joined else [f"{base}-{i}" for i in range(self._sending[base])]
+                self._open.update(each for each in ids if each not in self._final)
 
     def _fetch(self, ids: set[str], *, at_last: bool = False) -> dict[str, Outcome]:
         """The outcomes of these tasks; of none while the store is broken, unless `at_last`."""

@@ -29,6 +29,10 @@ class Sent(NamedTuple):
     """When its send was over; infinity if nobody knows. Of the monotonic clock."""
     eta: float | None
     expires: float | None
+    key: int
+    """Of the tasks of which one with each key may be there at a time."""
+    joined: str
+    """The task whose result this call got, which was sent before; empty if it was sent itself."""
 
 
 class Run(NamedTuple):
@@ -88,6 +92,8 @@ class Evidence:
         self.integrity: str = final["integrity"]
         self.critical: list[str] = final["critical"]
         self.sent = {task.id: task for task in _sent(kinds)}
+        self.joined = {task.joined for task in self.sent.values() if task.joined}
+        """Tasks whose result somebody was promised who asked for another one."""
         self.runs = _runs(kinds)
         self.groups: dict[str, set[int]] = defaultdict(set)
         """All process groups that a site had."""
@@ -163,6 +169,8 @@ def _sent(kinds: dict[str, list[dict[str, Any]]]) -> Iterator[Sent]:
                 math.inf if end is None else end["t"],
                 record["etas"].get(str(index)),
                 record["expiries"].get(str(index)),
+                record.get("key", 0),
+                end.get("joined", "") if end else "",
             )
 
 

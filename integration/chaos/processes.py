@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-YOUNG = 2.0
+YOUNG = 10.0
 """Seconds in which Python starts and imports, on a busy machine."""
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,12 @@ class Group:
 
     def children(self) -> list[int]:
         """The processes that the leader has started, if it lives."""
-        return [member.pid for member in self.members() if member.parent == self.id]
+        found: list[int] = []
+        if self.process.poll() is None:
+            for task in Path(f"/proc/{self.id}/task").glob("*/children"):
+                with contextlib.suppress(OSError):  # a thread that has just ended
+                    found += map(int, task.read_text().split())
+        return found
 
     def signal_leader(self, number: signal.Signals) -> None:
         """Signal the process that was started; nothing if it has ended."""

@@ -19,12 +19,15 @@ from typing import Any
 
 from integration.chaos.history import History
 from integration.chaos.site import die_with_parent
-from integration.chaos.tasks import KINDS, Config, make_app
+from integration.chaos.tasks import KEYS, KINDS, Config, make_app
 from taskline import AsyncResult, ResultTimeout, Taskline, TasklineError, TransportError
 
 BATCH_SIZES = (1, 1, 1, 2, 5, 20, 40, 60, 300)
 FUSE_FROM, FUSES = 20, 0.2
 """The smallest batch that may burn a fuse, and the share of those that do."""
+SINGLES, IN_A_ROW = 0.5, 4
+"""The share of single sends that are of a task of which one with each key may be there at a time,
+and how many of those are sent in a row. Not in batches, which learn too late whose result it is."""
 GET_TIMEOUT = 20.0
 
 
@@ -50,17 +53,22 @@ class Producer:
         while not self.stopped.is_set():
             size = self._random.choice(self._sizes)
             started = time.monotonic()
-            self._send(number, size)
-            number += 1
+            if size == 1 and self._random.random() < SINGLES:
+                for _ in range(IN_A_ROW):
+                    self._send(number, 1, "u")
+                    number += 1
+            else:
+                self._send(number, size)
+                number += 1
             self.stopped.wait(max(0.0, size / self._rate - (time.monotonic() - started)))
         self._sent.put(None)
         waiting.join(timeout=GET_TIMEOUT + 1)
 
-    def _send(self, number: int, size: int) -> None:
+    def _send(self, number: int, size: int, kinds: str = "") -> None:
         base = f"{self._name}-{number}"
-        kinds = "".join(
-            self._random.choices(list(KINDS), [kind.weight for kind in KINDS.values()], k=size)
-        )
+        weights = [kind.weight for kind in KINDS.values()]
+        kinds = kinds or "".join(self._random.choices(list(KINDS), weights, k=size))
+        number = self._random.randrange(KEYS if kinds == "u" else 1000)
         now = time.time()
         etas, expiries = {}, {}
         for index, letter in enumerate(kinds):
@@ -70,8 +78,9 @@ class Producer:
                 expiries[index] = now + self._random.uniform(0.05, 0.5)
         fuse = size >= FUSE_FROM and self._random.random() < FUSES
         self._history.write(
-            "sending", base=base, kinds=kinds, etas=etas, expiries=expiries, fuse=fuse
+            "sending", base=base, kinds=kinds, etas=etas, expiries=expiries, fuse=fuse, key=number
         )
+        joined = ""
         started = time.monotonic()
         if fuse:
             # SIGALRM is at its default: the kernel ends the process, as by `kill -9`.
@@ -79,15 +88,17 @@ class Producer:
             signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.0001))
         try:
             if size == 1:
-                self._sent.put(self._call(base, 0, kinds, etas, expiries))
+                result = self._call(base, 0, kinds, number, etas, expiries)
+                joined = result.id if result.duplicate else ""
+                self._sent.put(result)
             else:
                 with self._app.batch():
                     for index in range(size):
-                        self._call(base, index, kinds, etas, expiries)
+                        self._call(base, index, kinds, number, etas, expiries)
         except TransportError as error:
             self._history.write("raised", base=base, error=str(error))
         else:
-            self._history.write("sent", base=base)
+            self._history.write("sent", base=base, joined=joined)
             if size >= FUSE_FROM:
                 self._per_task = (time.monotonic() - started) / size
         finally:
@@ -98,12 +109,13 @@ class Producer:
         base: str,
         index: int,
         kinds: str,
+        number: int,
         etas: dict[int, float],
         expiries: dict[int, float],
     ) -> AsyncResult[Any]:
         expires = expiries.get(index)
         return self._app.tasks[KINDS[kinds[index]].task].apply_async(
-            (self._random.randrange(1000),),
+            (number + index,),
             task_id=f"{base}-{index}",
             eta=etas.get(index),
             expires=expires and datetime.fromtimestamp(expires, timezone.utc),

@@ -37,6 +37,8 @@ def _lines(evidence: Evidence, violations: list[Violation], seed: int) -> Iterab
         f"tasks: {accepted[True]} accepted, {accepted[False]} refused, {accepted[None]} in doubt "
         f"when their producer died ({in_doubt} of them stored)"
     )
+    joined = sum(bool(task.joined) for task in evidence.sent.values())
+    yield f"calls that got the result of a task that was there already: {joined}"
     runs = sum(map(len, evidence.runs.values()))
     attempts = sum(len({run.attempt for run in runs}) for runs in evidence.runs.values())
     yield f"runs: {runs}, of which repeated after a fault: {runs - attempts}"

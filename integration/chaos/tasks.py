@@ -67,8 +67,11 @@ KINDS = {
         Kind("x", "exhausting", 1, _BAD),
         Kind("p", "poison", 0.1, _BAD),
         Kind("b", "bystander", 2, _GOOD),
+        Kind("u", "single", 0, _GOOD),
     )
 }
+KEYS = 2
+"""So many keys have the tasks of which one of each may be there at a time."""
 FLAKY_ATTEMPTS, EXHAUSTING_ATTEMPTS = 3, 2
 
 
@@ -134,6 +137,12 @@ def make_app(config: Config) -> Taskline:
     async def coroutine(number: int) -> str:
         run = start()
         await asyncio.sleep(0.01 + number % 40 / 1000)
+        return finish(run)
+
+    @app.task(name="single", queue=LOAD, unique="until_end")
+    def single(key: int) -> str:
+        run = start()
+        time.sleep(0.3)
         return finish(run)
 
     @app.task(name="flaky", queue=LOAD, retry={"max": FLAKY_ATTEMPTS, "wait": 0.05})

@@ -56,6 +56,11 @@ class World:
         if verdict:
             self.note(verdict, 0.1, base=base)
 
+    def join(self, base: str, first: str, key: int) -> None:
+        """A call that got the result of another's task."""
+        self.note("sending", 0.0, base=base, kinds="u", etas={}, expiries={}, key=key)
+        self.note("sent", 0.1, base=base, joined=first)
+
     def as_store(self, **capabilities: bool) -> None:
         """Be a server, which is not the backend too, with these capabilities."""
         self.final.update(capabilities=capabilities, together=False, batch=1, answers_lost=True)
@@ -308,6 +313,28 @@ FLAWS: dict[str, tuple[str, Callable[[World], None]]] = {
     "get() told another result": (
         "changed",
         lambda world: world.note("got", 2.0, id="a-0", state="SUCCESS", token="x", asked=1.0),
+    ),
+    "joined, and sent all the same": (
+        "unique",
+        lambda world: (world.join("j", "a-0", 1), world.run("j-0", 1.0, 1.1), world.end("j-0"))[0],
+    ),
+    "joined to what was never there": (
+        "lost",
+        lambda world: (world.send("k", "u", verdict=""), world.join("j", "k-0", 1))[0],
+    ),
+    "two of one key at a time": (
+        "unique",
+        lambda world: (
+            [
+                (
+                    world.send(base, "u"),
+                    world.run(f"{base}-0", at, at + 0.3, pid=pid),
+                    world.end(f"{base}-0"),
+                )
+                for base, at, pid in (("k", 5.0, 900), ("l", 5.2, 901))
+            ]
+            and None
+        ),
     ),
     "a supervisor that ended by itself": (
         "died",

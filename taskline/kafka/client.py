@@ -124,6 +124,9 @@ def new_producer(location: Location, **more: Any) -> Producer:
     if "transactional.id" in more:
         settings.pop("max.in.flight", None)
         settings[IN_FLIGHT] = 1
+        # librdkafka refuses to wait for a message longer than its transaction may last.
+        longest = int(settings.get("transaction.timeout.ms", 60_000))
+        settings["message.timeout.ms"] = min(int(settings["message.timeout.ms"]), longest)
     with _configuring():
         return Producer(settings)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from integration.chaos.stores.base import LINKS, PRODUCERS, ServerStore, query
+from integration.chaos.stores.base import DRIVER, LINKS, PRODUCERS, ServerStore, query
 from integration.servers.kafka import KafkaServer
 from integration.servers.process import free_port
 from integration.servers.proxy import Proxy
@@ -50,7 +50,7 @@ class KafkaStore(ServerStore):
     def urls(self, who: str) -> tuple[str, str]:
         broker = query(
             f"kafka://127.0.0.1:{self.port(who)}",
-            timeout=3 if who == PRODUCERS else 10,
+            timeout={PRODUCERS: 3, DRIVER: 60}.get(who, 10),
             partitions=4,
             **{
                 "session.timeout.ms": round(self.lease * 1000),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from integration.chaos.stores.base import (
+    DRIVER,
     LINK_FAULTS,
     PRODUCERS,
     SERVER_FAULTS,
@@ -25,39 +29,53 @@ class RabbitMQStore(ServerStore):
     gap = 3.0
     lease = 6.0
 
+    def __init__(self, directory: Path, *, lease: float | None = None, pace: float = 1.0) -> None:
+        super().__init__(directory, lease=lease, pace=pace)
+        self._full = False
+        # rabbitmqctl takes seconds.
+        self._work = ThreadPoolExecutor(1, "rabbitmqctl")
+
     def make_server(self) -> RabbitMQServer:
         return RabbitMQServer()
 
     def urls(self, who: str) -> tuple[str, str]:
         broker = query(
             f"kombu+amqp://guest:guest@127.0.0.1:{self.port(who)}//",
-            timeout=2 if who == PRODUCERS else 5,
+            timeout={PRODUCERS: 2, DRIVER: 60}.get(who, 5),
         )
         return broker, f"sqlite:///{self.directory}/results.db"
 
     def strike(self, what: str, which: float, size: float) -> Trouble | None:
         if what != "fill memory":
             return super().strike(what, which, size)
-        if not self.answers:
+        if not self.answers or self._full:
             return None
-        self._allow_memory("0.000001")
+        self._full = True
+        self._work.submit(self._allow_memory, "0.000001")
+        freeing: list[Future[None]] = []
 
         def free() -> bool:
-            # A server that was killed meanwhile came back without the limit.
-            if self.answers:
-                self._allow_memory("0.4")
-            return self.answers
+            if not freeing:
+                freeing.append(self._work.submit(self._allow_memory, "0.4"))
+            self._full = not freeing[0].done()
+            return not self._full
 
         return Trouble("refuse", self.lease * (0.5 + size), free)
 
     def _allow_memory(self, share: str) -> None:
+        """Nothing to do for a server that is down: it comes back with memory."""
+        own = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")  # Debian's wrapper drops the environment
         subprocess.run(
-            ["rabbitmqctl", "--quiet", "set_vm_memory_high_watermark", share],
+            [str(own) if own.exists() else "rabbitmqctl", "set_vm_memory_high_watermark", share],
             env=self.server.environment,
-            check=True,
+            user="rabbitmq" if os.geteuid() == 0 else None,
             capture_output=True,
             timeout=60,
         )
+
+    def close(self) -> None:
+        super().close()
+        self._work.shutdown()
 
 
 CLASS = RabbitMQStore

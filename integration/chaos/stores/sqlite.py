@@ -25,8 +25,15 @@ class SQLiteStore(Store):
     faults: Mapping[str, int] = {"lock file": 2, "fill disk": 1}
     answers_lost = False
 
-    def __init__(self, directory: Path, *, lease: float | None = None, apart: bool = False) -> None:
-        super().__init__(directory, lease=lease)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        lease: float | None = None,
+        pace: float = 1.0,
+        apart: bool = False,
+    ) -> None:
+        super().__init__(directory, lease=lease, pace=pace)
         self.together = not apart
         self._apart = apart
         self._disk = directory / "disk"

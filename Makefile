@@ -15,8 +15,8 @@ export MYPY_CACHE_DIR ?= .mypy_cache
 export NO_MKDOCS_2_WARNING = true
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all lint types pytest coverage format docs demo bench bench-redis constraints \
-	chaos clean
+.PHONY: help env test test-all lint types pytest coverage format docs demo bench bench-redis bench-kafka \
+	constraints chaos clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench: ## measure Taskline beside its peers; BENCH="--only drain --rounds 1" pic
 
 bench-redis: ## the same on Redis alone
 	$(PYTHON) -m benchmarks --store redis $(BENCH)
+
+bench-kafka: ## the same on Apache Kafka
+	$(PYTHON) -m benchmarks --store kafka $(BENCH)
 
 constraints: ## pin the newest versions of everything (uv must be installed)
 	printf 'setuptools\ntox\n' | uv pip compile --quiet --universal --python-version 3.10 --all-extras \

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import PEERS, CannotInstall, python
+from integration.servers.kafka import KafkaServer
 from integration.servers.mongo import MongoServer
 from integration.servers.rabbitmq import RabbitMQServer
 from integration.servers.redis import RedisServer
@@ -58,6 +59,8 @@ def measure(peer: str, scenario: Scenario) -> Figures:
             elif peer.endswith("_rabbitmq"):
                 rabbitmq = stack.enter_context(RabbitMQServer())
                 addresses["BENCH_RABBITMQ"] = rabbitmq.url
+            elif peer.endswith("_kafka"):
+                addresses["BENCH_KAFKA"] = stack.enter_context(KafkaServer()).address
         except Missing as error:
             raise Failed(str(error)) from None
         return run(peer, scenario, addresses)

@@ -20,6 +20,7 @@ OTHERS = {
     ],
     "rabbitmq": ["celery_rabbitmq"],
     "mongodb": ["celery_mongodb"],
+    "kafka": ["bare_kafka", "celery_kafka", "taskiq_kafka"],
 }
 """Who is measured beside us unless others are asked for."""
 
@@ -97,4 +98,21 @@ def mongodb(n: Callable[[int], int]) -> list[Scenario]:
     ]
 
 
-SCENARIOS = {"sqlite": sqlite, "redis": redis, "rabbitmq": rabbitmq, "mongodb": mongodb}
+def kafka(n: Callable[[int], int]) -> list[Scenario]:
+    """Each run has a broker of its own, Apache Kafka in KRaft mode. `drain` ends when the last
+    receipt is committed."""
+    return [
+        Scenario("enqueue", "enqueue", {"n": n(2000)}),
+        Scenario("bulk enqueue", "bulk", {"n": n(100000)}),
+        Scenario("drain", "drain", {"n": n(20000)}),
+        Scenario("call to start", "latency", {"n": n(300), "every": 0.02}),
+    ]
+
+
+SCENARIOS = {
+    "sqlite": sqlite,
+    "redis": redis,
+    "rabbitmq": rabbitmq,
+    "mongodb": mongodb,
+    "kafka": kafka,
+}

@@ -30,6 +30,8 @@ REDIS = os.environ.get("BENCH_REDIS", "")
 """The URL of an empty server, for those that need one."""
 RABBITMQ = os.environ.get("BENCH_RABBITMQ", "")
 MONGODB = os.environ.get("BENCH_MONGODB", "")
+KAFKA = os.environ.get("BENCH_KAFKA", "")
+"""host:port of a broker."""
 TARGET = int(os.environ.get("BENCH_TARGET", "0"))
 WORK = int(os.environ.get("BENCH_WORK", "0")) / 1e6
 """Seconds of processor time that `Marks.tick` uses up."""
@@ -180,6 +182,28 @@ def running(command: list[str], target: int) -> Iterator[subprocess.Popen[bytes]
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def empty_group(group: str, topic: str) -> bool:
+    """Whether a consumer group of Kafka has committed all of a topic."""
+    # Of those that confluent-kafka is there for.
+    from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+    from confluent_kafka.admin import AdminClient, OffsetSpec
+
+    client = AdminClient({"bootstrap.servers": KAFKA})
+    (committed,) = client.list_consumer_group_offsets(
+        [ConsumerGroupTopicPartitions(group)]
+    ).values()
+    done = {
+        (place.topic, place.partition): place.offset
+        for place in committed.result(30).topic_partitions
+    }
+    partitions = client.list_topics(topic, timeout=30).topics[topic].partitions
+    ends = client.list_offsets({TopicPartition(topic, n): OffsetSpec.latest() for n in partitions})
+    return all(
+        end.result(30).offset <= max(0, done.get((topic, place.partition), 0))
+        for place, end in ends.items()
+    )
 
 
 def tree(pid: int) -> list[int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from integration.conftest import server_or_skip
-from integration.kafka.shop import note
+from integration.kafka.shop import hold, note
 from integration.servers.kafka import KafkaServer
 from taskline import Taskline
 from taskline.result import AsyncResult
@@ -46,9 +46,9 @@ class Shop:
         self.caller = Taskline("caller", broker=url, backend=self.environment["TASKLINE_BACKEND"])
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def worker(self, processes: int = 1) -> subprocess.Popen[bytes]:
+    def worker(self, processes: int = 1, *options: str) -> subprocess.Popen[bytes]:
         """One more worker in a process group of its own, with one thread in each process."""
-        options = ["-c", str(processes), "--threads", "1"]
+        options = ("-c", str(processes), "--threads", "1", *options)
         with (self.notes.parent / "log").open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "taskline", "worker", "-A", APP, *options],
@@ -144,6 +144,26 @@ def test_no_task_is_lost_when_all_workers_are_killed(shop: Shop) -> None:
     assert begun < TASKS
     # Each process ran one, and may have finished some whose receipts had not been committed.
     assert repeated <= 3 + 3 * 5
+
+
+@long
+def test_a_thousand_in_flight_are_all_that_repeats(shop: Shop) -> None:
+    """Between them as many that were finished, whose receipts reach beyond the first unfinished."""
+    in_flight = 1000
+    with shop.caller.batch() as sent:
+        for number in range(2 * in_flight):
+            shop.caller.send_task(hold.name, (number,))
+    results = list(sent)
+    slots = ("--async-slots", str(in_flight + 100))
+    first = shop.worker(1, *slots)
+    shop.until(lambda: len(shop.begun()) == 2 * in_flight)
+    shop.until(lambda: shop.caller.transport.stats(["default"])[0].ready == in_flight)
+    shop.kill(first)
+    shop.notes.with_suffix(".go").touch()
+    shop.worker(1, *slots)
+    assert shop.finish(results) == in_flight
+    again = Counter(number for number, _ in shop.begun())
+    assert all(times == 1 + number % 2 for number, times in again.items())
 
 
 @long

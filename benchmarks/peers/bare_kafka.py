@@ -30,7 +30,8 @@ class BareKafka(Peer):
 
     def prepare(self) -> None:
         new = NewTopic(TOPIC, PARTITIONS, 1)
-        for created in AdminClient(SERVERS).create_topics([new]).values():
+        client = AdminClient(SERVERS)
+        for created in client.create_topics([new]).values():
             created.result(30)
         self.producer = Producer(
             SERVERS

@@ -1,5 +1,5 @@
 # /// script
-# dependencies = ["taskiq==0.13.0", "taskiq-aio-kafka==1.0.0"]
+# dependencies = ["taskiq==0.13.0", "taskiq-aio-kafka==1.0.0", "kafka-python==2.2.21"]
 # ///
 """TaskIQ on Kafka by taskiq-aio-kafka, as it comes; one worker process.
 

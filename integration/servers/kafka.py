@@ -9,6 +9,7 @@ import os
 import subprocess
 import time
 import urllib.request
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -70,12 +71,21 @@ def _fetch(directory: Path, digest: str, path: str) -> Path:
 class KafkaServer(Server):
     """One broker. Topics are made by who wants them; sessions may be as short as half a second."""
 
-    def __init__(self, port: int | None = None, **properties: str) -> None:
-        """`properties` are added to server.properties, with `_` for `.` in their names."""
+    plain = ""
+    """host:port of a listener without TLS and login, where `port` is not one."""
+
+    def __init__(
+        self, port: int | None = None, users: Mapping[str, str] | None = None, **properties: str
+    ) -> None:
+        """`properties` are added to server.properties, with `_` for `.` in their names.
+
+        `users` may log in by SCRAM-SHA-512 with these passwords, where a listener wants that.
+        """
         super().__init__(port)
         self._controller = free_port()
         self._java = java_program()
         self._classes = os.pathsep.join(map(str, kafka_jars()))
+        self._users = users or {}
         self._properties = self.directory / "server.properties"
         values = {
             "process.roles": "broker,controller",
@@ -132,6 +142,8 @@ class KafkaServer(Server):
         """Format the storage if it is new, run the broker and wait until it answers."""
         if not (self.directory / "data" / "meta.properties").exists():
             arguments = ["format", "-t", CLUSTER, "-c", str(self._properties)]
+            for name, password in self._users.items():
+                arguments += ["-S", f"SCRAM-SHA-512=[name={name},password={password}]"]
             subprocess.run(
                 self._run("kafka.tools.StorageTool", *arguments),
                 check=True,
@@ -142,13 +154,16 @@ class KafkaServer(Server):
         self.wait()
 
     def wait(self) -> None:
-        """Return when the broker answers; raises `RuntimeError` when it does not in time."""
+        """Return when the broker answers; raises `RuntimeError` when it does not in time.
+
+        It is asked at `plain`: tests of logging in have another listener for that.
+        """
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
         client = AdminClient(
             {
-                "bootstrap.servers": self.address,
+                "bootstrap.servers": self.plain or self.address,
                 "reconnect.backoff.max.ms": 100,
                 "log_level": 0,
                 "error_cb": lambda error: None,

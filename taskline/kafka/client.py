@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from confluent_kafka import (
@@ -17,15 +19,25 @@ from confluent_kafka import (
     TopicPartition,
     libversion,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ClusterMetadata,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
 
 from taskline.clock import SYSTEM_CLOCK
-from taskline.errors import ConfigurationError, TransportError
+from taskline.errors import ConfigurationError
 from taskline.kafka.consumer import SafeConsumer
+from taskline.kafka.errors import Ear, asking, code_of, translate
 from taskline.kafka.location import NEVER, Location
 from taskline.kafka.marks import Marks, decode
 
 log = logging.getLogger("taskline.kafka")
+
+# See `Cluster.members` for why it is called all the same.
+warnings.filterwarnings("ignore", r"list_groups\(\) is deprecated", DeprecationWarning)
 
 MESSAGE_BYTES = 8 * 1024 * 1024
 """The largest message that our producers send and our topics take."""
@@ -43,60 +55,15 @@ class _Whisper:
         log.debug(text, *arguments)
 
 
-_QUIET = {"logger": _Whisper(), "error_cb": lambda error: None}
+_QUIET: dict[str, Any] = {"logger": _Whisper(), "error_cb": lambda error: None}
 _RECONNECT = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000}
 
+UUID = 37
+"""Characters that the broker adds to a static member's name to make the member's id."""
+KEEPS = {"retention.ms": "-1", "retention.bytes": "-1"}
+"""What a topic has that deletes nothing by itself."""
+
 _LOGIN = ("bootstrap.servers", "client.", "enable.ssl", "sasl.", "security.", "ssl.")
-
-_FINAL = {
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError.INVALID_REPLICATION_FACTOR,
-    KafkaError._AUTHENTICATION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-}
-"""Errors that no repetition helps against."""
-
-FENCED = {
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.FENCED_INSTANCE_ID,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError._FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError._ASSIGNMENT_LOST,
-}
-"""The broker has given what we hold to another, or is about to decide about it."""
-
-
-def code_of(error: KafkaException | KafkaError) -> int:
-    """The number of an error; exceptions bear one."""
-    found = error.args[0] if isinstance(error, KafkaException) else error
-    return int(found.code()) if isinstance(found, KafkaError) else 0
-
-
-def translate(location: Location, error: KafkaException | KafkaError, what: str) -> TransportError:
-    """Our error for one of librdkafka's; `what` was being done."""
-    found = error.args[0] if isinstance(error, KafkaException) else error
-    text = found.str() if isinstance(found, KafkaError) else str(found)
-    return TransportError(
-        f"Kafka at {location.brokers} cannot {what}: {text.rstrip('.')}",
-        retryable=code_of(error) not in _FINAL,
-    )
-
-
-@contextlib.contextmanager
-def asking(location: Location, what: str) -> Iterator[None]:
-    """Errors of librdkafka inside become ours."""
-    try:
-        yield
-    except KafkaException as error:
-        raise translate(location, error, what) from None
 
 
 def new_producer(location: Location, **more: Any) -> Producer:
@@ -170,13 +137,14 @@ class Cluster:
         self.location = location
         self._client: AdminClient | None = None
         self._lock = threading.Lock()
+        self._ear = Ear()
         self._known: set[str] = set()
         """Topics that are there."""
 
     def _admin(self) -> AdminClient:
         with self._lock:
             if self._client is None:
-                settings: dict[str, Any] = {**_QUIET, **_RECONNECT}
+                settings: dict[str, Any] = {**_QUIET, **_RECONNECT, "error_cb": self._ear}
                 for name, value in self.location.consumer.items():
                     if name.startswith(_LOGIN):
                         settings[name] = value
@@ -184,42 +152,96 @@ class Cluster:
                     self._client = AdminClient(settings)
             return self._client
 
+    def _look(self) -> ClusterMetadata:
+        client = self._admin()
+        try:
+            return client.list_topics(timeout=self.location.timeout)
+        except KafkaException as error:
+            client.poll(0)  # so that the ear hears why
+            raise translate(self.location, error, "be reached", self._ear) from None
+
     def topics(self) -> dict[str, int]:
         """All topics, with the number of their partitions."""
-        with asking(self.location, "be reached"):
-            found = self._admin().list_topics(timeout=self.location.timeout)
-        return {name: len(topic.partitions) for name, topic in found.topics.items()}
+        return {name: len(topic.partitions) for name, topic in self._look().topics.items()}
 
     def describe(self) -> dict[str, Any]:
         """The cluster's id and the number of its brokers."""
-        with asking(self.location, "be reached"):
-            found = self._admin().list_topics(timeout=self.location.timeout)
+        found = self._look()
         return {"cluster": found.cluster_id, "brokers": len(found.brokers)}
 
     def need(self, topic: str, partitions: int = 0, **settings: str) -> None:
         """Make sure that a topic is there: create it where that is allowed.
 
-        Raises `ConfigurationError` where it is not there and must not be created.
+        Raises `ConfigurationError` where it is not there and must not be created, or has fewer
+        `partitions` or other `settings` than it must have.
         """
         if topic in self._known:
             return
-        if topic not in self.topics():
+        there = self.topics().get(topic)
+        if there is None:
             if self.location.create_topics == NEVER:
+                wanted = "".join(f" --config {name}={value}" for name, value in settings.items())
+                count = f" --partitions {partitions}" if partitions else ""
                 raise ConfigurationError(
                     f"Kafka has no topic {topic!r} and create_topics=never: create it "
-                    f"(kafka-topics.sh --create --topic {topic}) or allow create_topics=auto"
+                    f"(kafka-topics.sh --create --topic {topic}{count}{wanted}) or allow "
+                    "create_topics=auto"
                 )
             self._create(topic, partitions or self.location.partitions, settings)
+        else:
+            if there < partitions:
+                raise ConfigurationError(
+                    f"Kafka's topic {topic!r} has {there} partitions, and needs {partitions}: "
+                    f"kafka-topics.sh --alter --topic {topic} --partitions {partitions}"
+                )
+            self._check(topic, settings)
         self._known.add(topic)
 
-    def forget(self, topic: str) -> None:
-        """It may not be there any more."""
-        self._known.discard(topic)
+    def _check(self, topic: str, settings: dict[str, str]) -> None:
+        """Raise `ConfigurationError` where a topic would not keep what it must."""
+        for name, value in self._settings([topic], settings).get(topic, {}).items():
+            if value != settings[name]:
+                raise ConfigurationError(
+                    f"Kafka's topic {topic!r} would lose messages: it has {name}={value}, not "
+                    f"{settings[name]}: kafka-configs.sh --alter --topic {topic} "
+                    f"--add-config {name}={settings[name]}"
+                )
+
+    def tell_of_retention(self, topics: Iterable[str]) -> None:
+        """Warn where the broker deletes messages that have waited too long."""
+        if self.location.retention >= 0:
+            return
+        for topic, found in self._settings(topics, KEEPS).items():
+            for name, value in found.items():
+                if value != "-1":
+                    log.warning(
+                        "Kafka deletes from topic %r by %s=%s, tasks or not: set it to -1",
+                        topic,
+                        name,
+                        value,
+                    )
+
+    def _settings(self, topics: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """These settings of these topics; nothing where they may not be seen."""
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+        try:
+            asked = self._admin().describe_configs(resources) if [*names] and resources else {}
+            return {
+                resource.name: {
+                    name: setting.value
+                    for name, setting in future.result(self.location.timeout).items()
+                    if name in names
+                }
+                for resource, future in asked.items()
+            }
+        except (KafkaException, FutureTimeout) as error:
+            log.debug("the settings of topics cannot be seen: %s", error)
+            return {}
 
     def _create(self, topic: str, partitions: int, settings: dict[str, str]) -> None:
         retention = self.location.retention
         wanted = {
-            "retention.ms": str(int(retention * 1000) if retention >= 0 else -1),
+            **(KEEPS if retention < 0 else {"retention.ms": str(int(retention * 1000))}),
             "max.message.bytes": str(MESSAGE_BYTES + 65536),
             **settings,
         }
@@ -281,16 +303,17 @@ class Cluster:
         }
 
     def members(self, group: str) -> dict[str, list[TopicPartition]]:
-        """The static members of a group, and what they have."""
+        """The static members of a group, and what they have.
+
+        By the older of librdkafka's two calls: in the newer (`describe_consumer_groups`) version
+        2.16 aborts the process when a broker comes back while it waits for it.
+        """
         with asking(self.location, f"describe group {group!r}"):
-            asked = self._admin().describe_consumer_groups(
-                [group], request_timeout=self.location.timeout
-            )
-            found = asked[group].result(self.location.timeout)
+            found: list[Any] = self._admin().list_groups(group, timeout=self.location.timeout)
         return {
-            each.group_instance_id: list(each.assignment.topic_partitions)
-            for each in found.members
-            if each.group_instance_id
+            each.id[:-UUID]: _assigned(bytes(each.assignment or b""))
+            for listed in found
+            for each in listed.members
         }
 
     def delete_before(self, offsets: dict[tuple[str, int], int]) -> None:
@@ -309,3 +332,21 @@ class Cluster:
         """Drop the client."""
         with self._lock:
             self._client = None
+
+
+def _assigned(raw: bytes) -> list[TopicPartition]:
+    """What a ConsumerProtocolAssignment (Kafka's protocol) says."""
+    places: list[TopicPartition] = []
+    if not raw:
+        return places
+    at = 6
+    for _ in range(int.from_bytes(raw[2:at], "big")):
+        size = int.from_bytes(raw[at : at + 2], "big")
+        at += 2 + size
+        topic = raw[at - size : at].decode()
+        numbers = int.from_bytes(raw[at : at + 4], "big")
+        at += 4
+        for n in range(at, at + 4 * numbers, 4):
+            places.append(TopicPartition(topic, int.from_bytes(raw[n : n + 4], "big")))
+        at += 4 * numbers
+    return places

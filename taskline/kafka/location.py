@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from taskline.errors import ConfigurationError
+from taskline.message import DEFAULT_PRIORITY
 from taskline.registry import Spec, hide_password
 
 PORT = 9092
@@ -18,6 +19,8 @@ GROUP = "taskline"
 PARTITIONS = 8
 WINDOW = 10_000
 DRAIN = 5.0
+LEVELS = 10
+"""Priorities that a message may have: 0 to 9."""
 LONGEST_NAME = 249
 """Of a topic, in characters: Kafka's limit."""
 
@@ -25,6 +28,7 @@ UNORDERED, BY_KEY, BY_PARTITION = "none", "key", "partition"
 AUTO, NEVER = "auto", "never"
 
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]+\Z")
+_LEVEL = re.compile(r"(.*)\.priority-(\d)\Z", re.DOTALL)
 _OWN = {
     "group.id": "say group=…",
     "group.instance.id": "it names one worker process",
@@ -64,19 +68,44 @@ class Location(NamedTuple):
     """Seconds that the running tasks of a partition have when it goes to another worker."""
     timeout: float = TIMEOUT
     """Seconds for an answer."""
+    priorities: int = 1
+    """Levels of priority, each of which has a topic of its own."""
 
     def __str__(self) -> str:
         return f"kafka://{self.brokers}"
 
-    def topic(self, queue: str) -> str:
-        """The topic of a queue; raises `ConfigurationError` for a name that no topic can have."""
+    def topic(self, queue: str, level: int | None = None) -> str:
+        """The topic of a queue and a level of priority, by default that of the usual one.
+
+        Raises `ConfigurationError` for a name that no topic can have.
+        """
         name = f"{self.prefix}{queue}"
-        if queue.startswith("_") or not _LEGAL.match(name) or len(name) > LONGEST_NAME:
+        longest = LONGEST_NAME - (len(".priority-0") if self.priorities > 1 else 0)
+        if queue.startswith("_") or not _LEGAL.match(name) or len(name) > longest:
             raise ConfigurationError(
                 f"queue {queue[:100]!r} cannot be a Kafka topic: use letters, digits, '.', '_' and "
-                f"'-', not '_' first, {LONGEST_NAME - len(self.prefix)} at most"
+                f"'-', not '_' first, {longest - len(self.prefix)} at most"
             )
-        return name
+        if self.priorities > 1 and _LEVEL.match(queue):
+            raise ConfigurationError(
+                f"queue {queue!r} ends as the topics of priorities do: give it another name"
+            )
+        if level is None or level == self.level(DEFAULT_PRIORITY):
+            return name
+        return f"{name}.priority-{level}"
+
+    def topics(self, queue: str) -> list[str]:
+        """Those of all levels."""
+        return [self.topic(queue, level) for level in range(self.priorities)]
+
+    def level(self, priority: int) -> int:
+        """The level of a priority; the higher goes first."""
+        return priority * self.priorities // LEVELS
+
+    def level_of(self, topic: str) -> int:
+        """The level that a topic holds."""
+        found = _LEVEL.match(topic) if self.priorities > 1 else None
+        return self.level(DEFAULT_PRIORITY) if found is None else int(found[2])
 
     def pattern(self, queue: str) -> str | None:
         """The regular expression of topics for a queue that is one (`^…`), else None."""
@@ -91,7 +120,8 @@ class Location(NamedTuple):
 
     def queue(self, topic: str) -> str:
         """The queue of a topic."""
-        return topic[len(self.prefix) :]
+        found = _LEVEL.match(topic) if self.priorities > 1 else None
+        return (topic if found is None else found[1])[len(self.prefix) :]
 
     @property
     def dead_topic(self) -> str:
@@ -149,20 +179,26 @@ def _location(values: dict[str, Any], about: str) -> Location:
     common = {"client.id": "taskline", **_pop_settings(values, "config", about)}
     common.update({name: values.pop(name) for name in [*values] if "." in name})
     brokers = values.pop("brokers", "") or common.pop("bootstrap.servers", "")
-    fallback = brokers or env.get("KAFKA_BROKERS", "")
+    everywhere = env.get("KAFKA_BROKERS", "")
+    of_producers = env.get("KAFKA_PRODUCER_BROKERS") or everywhere
+    of_consumers = env.get("KAFKA_CONSUMER_BROKERS") or everywhere
     brokers_of = {
-        "producer": brokers or env.get("KAFKA_PRODUCER_BROKERS") or fallback,
-        "consumer": brokers or env.get("KAFKA_CONSUMER_BROKERS") or fallback,
+        "producer": brokers or of_producers or of_consumers,
+        "consumer": brokers or of_consumers or of_producers,
     }
     username = values.pop("username", None) or env.get("KAFKA_KEY")
     if username and "sasl.username" not in common:
-        secret = values.pop("password", None) or env.get("KAFKA_SECRET", "")
+        secret = values.pop("password", None) or env.get("KAFKA_SECRET")
+        if not secret and "sasl.password" not in common:
+            raise ConfigurationError(
+                f"{about}: user {username!r} has no password: say password=… or set KAFKA_SECRET"
+            )
         common = {
             "security.protocol": "SASL_SSL",
             "sasl.mechanism": "PLAIN",
+            "sasl.password": secret,
             **common,
             "sasl.username": username,
-            "sasl.password": secret,
         }
         if "sasl.mechanisms" in common:  # the same setting by its other name
             del common["sasl.mechanism"]
@@ -196,13 +232,16 @@ def _location(values: dict[str, Any], about: str) -> Location:
         window=_number(values, "window", WINDOW, int, about, 1),
         drain=_number(values, "drain", DRAIN, float, about, 0.0),
         timeout=_number(values, "timeout", TIMEOUT, float, about, 0.001),
+        priorities=_number(values, "priorities", 1, int, about, 1),
     )
     if values:
         options = (
             "group, prefix, partitions, replication, retention, create_topics, ordering, window, "
-            "drain, timeout, and librdkafka's settings, which have a '.'"
+            "drain, timeout, priorities, and librdkafka's settings, which have a '.'"
         )
         raise ConfigurationError(f"{about}: no option {min(values)!r}; there are: {options}")
+    if found.priorities > LEVELS:
+        raise ConfigurationError(f"{about}: priorities={found.priorities}, {LEVELS} at most")
     if found.prefix and not _LEGAL.match(found.prefix):
         raise ConfigurationError(
             f"{about}: prefix={found.prefix!r} cannot begin a topic's name: "

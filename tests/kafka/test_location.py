@@ -49,6 +49,43 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("kafka://mine?group=h").group == "h"
 
 
+def test_brokers_of_one_side_alone_serve_the_other_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_PRODUCER_BROKERS", "p")
+    assert locate("kafka://").consumer["bootstrap.servers"] == "p"
+    monkeypatch.setenv("KAFKA_CONSUMER_BROKERS", "c")
+    assert locate("kafka://").consumer["bootstrap.servers"] == "c"
+    assert locate("kafka://").producer["bootstrap.servers"] == "p"
+
+
+def test_a_user_without_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_KEY", "ann")
+    with pytest.raises(ConfigurationError, match=r"'ann' has no password.*KAFKA_SECRET"):
+        locate("kafka://a")
+    monkeypatch.setenv("KAFKA_SECRET", "s")
+    assert locate("kafka://a").producer["sasl.password"] == "s"
+    own = locate({"type": "kafka", "brokers": "a", "security.protocol": "SASL_PLAINTEXT"})
+    assert own.consumer["security.protocol"] == "SASL_PLAINTEXT"
+
+
+def test_a_producer_that_would_lose_messages() -> None:
+    with pytest.raises(ConfigurationError, match="acks=0 would lose messages"):
+        locate({"type": "kafka", "brokers": "a", "producer": {"acks": 0}})
+
+
+def test_levels_of_priority_are_topics() -> None:
+    found = locate("kafka://a?priorities=3")
+    topics = ["taskline.mail.priority-0", "taskline.mail", "taskline.mail.priority-2"]
+    assert found.topics("mail") == topics
+    assert {found.queue(topic) for topic in topics} == {"mail"}
+    assert [found.level_of(topic) for topic in topics] == [0, 1, 2]
+    assert [found.level(priority) for priority in range(10)] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    with pytest.raises(ConfigurationError, match="another name"):
+        found.topic("mail.priority-2")
+    usual = locate("kafka://a")
+    assert usual.topics("mail.priority-2") == ["taskline.mail.priority-2"]
+    assert usual.queue("taskline.mail.priority-2") == "mail.priority-2"
+
+
 def test_a_mapping() -> None:
     found = locate(
         {
@@ -78,6 +115,7 @@ def test_a_mapping() -> None:
         ("kafka://a?partitions=0", "partitions='0'"),
         ("kafka://a?timeout=soon", "timeout='soon'"),
         ("kafka://a?prefix=a/b", "prefix='a/b'"),
+        ("kafka://a?priorities=11", "10 at most"),
     ],
 )
 def test_what_is_wrong_is_said(url: str, said: str) -> None:

@@ -89,29 +89,32 @@ class Assignment:
         taken: list[Delivery] = []
         blocked: list[Partition] = []
         for queue in queues:
-            pattern = re.compile(queue) if queue.startswith("^") else None
-            some = True
-            while some and len(taken) < limit:
-                some = False
-                for partition in self.order:
+            for partitions in self._levels(queue):
+                for partition in partitions:
                     if len(taken) >= limit:
                         break
-                    if partition.queue != queue and not (
-                        pattern is not None and pattern.match(partition.queue)
-                    ):
-                        continue
                     more = partition.take(
                         limit - len(taken), until, consumer, self._serials, self.instance
                     )
                     taken += more
-                    some = some or bool(more)
                     if not more and partition.ready(beyond_reach=True):
                         blocked.append(partition)
-            if not taken and blocked:
-                break  # so that queues are served in their order
+                if blocked:
+                    break  # so that queues and levels are served in their order
+            if blocked and not taken:
+                break
         if taken and len(self.order) > 1:
             self.order.append(self.order.pop(0))
         return taken, blocked
+
+    def _levels(self, queue: str) -> Iterable[list[Partition]]:
+        """The partitions of a queue, or of all that a pattern matches, the highest level first."""
+        pattern = re.compile(queue) if queue.startswith("^") else None
+        levels: dict[int, list[Partition]] = {}
+        for each in self.order:
+            if each.queue == queue or (pattern is not None and pattern.match(each.queue)):
+                levels.setdefault(each.level, []).append(each)
+        return [levels[level] for level in sorted(levels, reverse=True)]
 
     def expire(self, now: float) -> int:
         """Locked: take back what nobody renewed in time; returns how many."""

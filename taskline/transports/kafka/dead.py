@@ -17,14 +17,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import (
-    FENCED,
-    Cluster,
-    code_of,
-    new_consumer,
-    new_producer,
-    translate,
-)
+from taskline.kafka.client import Cluster, new_consumer, new_producer
+from taskline.kafka.errors import FENCED, code_of, translate
 from taskline.kafka.location import Location
 from taskline.message import DeadLetter, Delivery
 from taskline.transports.kafka.records import handed_of, letter_headers, letter_of
@@ -96,9 +90,7 @@ class DeadLetters:
 
     def need(self) -> None:
         """Make sure that the topic is there."""
-        self._cluster.need(
-            self._location.dead_topic, 1, **{"cleanup.policy": "compact", "retention.ms": "-1"}
-        )
+        self._cluster.need(self._location.dead_topic, 1, **{"cleanup.policy": "compact"})
 
     def record(self, delivery: Delivery, letter: DeadLetter) -> Outgoing:
         """The record of a letter."""

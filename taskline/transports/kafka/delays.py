@@ -19,7 +19,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import Cluster, new_consumer, new_producer, translate
+from taskline.kafka.client import KEEPS, Cluster, new_consumer, new_producer
+from taskline.kafka.errors import translate
 from taskline.kafka.location import Location
 from taskline.transports.kafka.leaving import Callbacks, leave
 from taskline.transports.kafka.records import DUE, TOPIC, Headers, headers_in, known_headers
@@ -68,7 +69,8 @@ def delayed(
 
 def need_delays(cluster: Cluster) -> None:
     """Make sure that the delay topic is there."""
-    cluster.need(cluster.location.delay_topic, len(HOLDS), **{"retention.ms": "-1"})
+    settings = {"cleanup.policy": "delete", **KEEPS}  # whatever `retention` says of queues
+    cluster.need(cluster.location.delay_topic, len(HOLDS), **settings)
 
 
 class Delays:

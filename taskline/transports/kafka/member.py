@@ -21,7 +21,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import Cluster, new_consumer, translate
+from taskline.kafka.client import Cluster, new_consumer
+from taskline.kafka.errors import translate
 from taskline.kafka.marks import decode
 from taskline.message import Delivery
 from taskline.transports.kafka.assignment import Assignment
@@ -78,6 +79,8 @@ class Member:
         self._calls = Calls(location, self._changed)
         self.receipts = Receipts(location, clock, self._consumer, self.assignment, self._calls)
         self._called_at = 0.0
+        self._queues: tuple[str, ...] = ()
+        """What was asked for last."""
         self._wanted: frozenset[str] = frozenset()
         """Topics and patterns to subscribe to."""
         self._subscribed: frozenset[str] = frozenset()
@@ -137,8 +140,13 @@ class Member:
             self._changed.notify_all()
 
     def _subscribe(self, queues: Sequence[str]) -> None:
-        location = self._location
-        wanted = {location.pattern(queue) or location.topic(queue) for queue in queues}
+        if self._wanted and self._queues == tuple(queues):
+            return
+        self._queues = tuple(queues)
+        location, wanted = self._location, set[str]()
+        for queue in queues:
+            pattern = location.pattern(queue)
+            wanted.update(location.topics(queue) if pattern is None else [pattern])
         if not wanted <= self._wanted:
             self._wanted = self._wanted | wanted
 
@@ -323,6 +331,7 @@ class Member:
                     high=high,
                     ordering=location.ordering,
                     window=location.window,
+                    level=location.level_of(place.topic),
                 )
             )
         consumer.incremental_assign(

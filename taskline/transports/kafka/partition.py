@@ -57,11 +57,14 @@ class Partition:
         high: int | None = None,
         ordering: str = UNORDERED,
         window: int = 10_000,
+        level: int = 0,
     ) -> None:
         """`marks` are those of the last commit; `high` is the end of the log when it was read."""
         self.topic = topic
         self.number = number
         self.queue = queue
+        self.level = level
+        """Of priority: the higher goes first."""
         self.position = marks.offset
         """The first offset that was not read yet."""
         self.draining = False

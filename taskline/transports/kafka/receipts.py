@@ -20,7 +20,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import FENCED, asking, code_of, new_producer, translate
+from taskline.kafka.client import new_producer
+from taskline.kafka.errors import FENCED, asking, code_of, translate
 from taskline.kafka.location import Location
 from taskline.message import Delivery
 from taskline.transports.kafka.assignment import Assignment

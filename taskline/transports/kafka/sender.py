@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaError, KafkaException
 
 from taskline.errors import TransportError
-from taskline.kafka.client import new_producer, translate
+from taskline.kafka.client import new_producer
+from taskline.kafka.errors import Ear, translate
 from taskline.kafka.location import Location
 from taskline.transports.kafka.records import Headers
 
@@ -79,7 +80,8 @@ class Sender:
 
     def __init__(self, location: Location) -> None:
         self._location = location
-        self._producer = new_producer(location)
+        self._ear = Ear()
+        self._producer = new_producer(location, error_cb=self._ear)
         self._closing = threading.Event()
         self._thread = threading.Thread(
             target=self._collect, name="taskline-kafka-sender", daemon=True
@@ -119,7 +121,7 @@ class Sender:
                 f"within {self._location.timeout:g} s; they may be stored all the same"
             )
         if pending.error is not None:
-            raise translate(self._location, pending.error, "take a message")
+            raise translate(self._location, pending.error, "take a message", self._ear)
         if pending.unplaced:
             raise TransportError(
                 f"Kafka at {self._location.brokers} has taken messages in the wrong order, and "

@@ -11,15 +11,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
+import msgspec
 
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import TransportError
 from taskline.kafka.client import VERSION, Cluster
-from taskline.kafka.location import AUTO, Location, locate
-from taskline.message import DeadLetter, Delivery, Message, Outcome
+from taskline.kafka.location import AUTO, NEVER, Location, locate
+from taskline.message import DEFAULT_PRIORITY, DeadLetter, Delivery, Message, Outcome
 from taskline.registry import Spec
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.kafka.dead import DeadLetters
@@ -35,6 +35,9 @@ from taskline.transports.kafka.records import (
     key_of,
 )
 from taskline.transports.kafka.sender import Outgoing, Sender
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("taskline.kafka")
 
@@ -60,14 +63,18 @@ class KafkaTransport(Transport):
     def __init__(self, location: Location, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(clock)
         self.location = location
+        if location.priorities > 1:
+            self.capabilities = msgspec.structs.replace(self.capabilities, priority=True)
         self._cluster = Cluster(location)
         self._dead = DeadLetters(location, self._cluster, clock)
         self._lock = threading.Lock()
         self._sender: Sender | None = None
         self._member: Member | None = None
         self._delays: Delays | None = None
-        self._touched: set[str] = set()
-        """Queues that this connection sent to or received from."""
+        self._topics: dict[tuple[str, int], str] = {}
+        """Those that this connection has sent to, by queue and priority."""
+        self._served: set[str] = set()
+        """Queues that it has received from."""
         self._interrupted = False
         self._trim_at = clock.monotonic() + TRIM_EVERY
         self._trimmed: dict[tuple[str, int], int] = {}
@@ -90,17 +97,28 @@ class KafkaTransport(Transport):
                     self._sender = Sender(self.location)
         return self._sender
 
-    def _topic(self, queue: str) -> str:
-        topic = self.location.topic(queue)
-        if queue not in self._touched:
-            self._cluster.need(topic)
-            self._touched.add(queue)
+    def _topic(self, queue: str, priority: int) -> str:
+        """The topic of a message, which is there from now on."""
+        known = self._topics.get((queue, priority))
+        if known is not None:
+            return known
+        location = self.location
+        topic = location.topic(queue, location.level(priority))
+        self._cluster.need(topic)
+        if priority != DEFAULT_PRIORITY and location.priorities == 1:
+            log.warning(
+                "priority=%d of messages to queue %r has no effect: Kafka has none within a topic;"
+                " ?priorities=3 makes a topic for each of three levels",
+                priority,
+                queue,
+            )
+        self._topics[queue, priority] = topic
         return topic
 
     def _record(self, message: Message, deliveries: int = 0) -> Outgoing:
         """The record of a message: for its queue's topic, or for the delay topic."""
         header = message.header
-        topic = self._topic(header.queue)
+        topic = self._topic(header.queue, header.priority)
         headers = headers_of(header, deliveries)
         key = key_of(message)
         if header.eta is not None and header.eta > (now := self.clock.time()):
@@ -114,14 +132,21 @@ class KafkaTransport(Transport):
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:
         for queue in queues:
-            if not queue.startswith("^"):
-                self._topic(queue)
+            if queue not in self._served and not queue.startswith("^"):
+                topics = self.location.topics(queue)
+                for topic in topics:
+                    self._cluster.need(topic)
+                self._cluster.tell_of_retention(topics)
+                self._served.add(queue)
         member = self._member
         if member is None or member.assignment.over:
             member = self._join(lease, consumer)
         return member.receive(queues, limit, lease, wait, consumer)
 
     def _join(self, lease: float, consumer: str) -> Member:
+        if self.location.create_topics == NEVER:  # what is missing is told before work begins
+            need_delays(self._cluster)
+            self._dead.need()
         with self._lock:
             old, self._member = self._member, None
         if old is not None:
@@ -133,7 +158,7 @@ class KafkaTransport(Transport):
             if self._interrupted:
                 self._interrupted = False
                 member.interrupt()
-            if self._delays is None and self.location.create_topics == AUTO:
+            if self._delays is None:
                 self._delays = Delays(self.location, self._cluster, instance, self.clock)
         return member
 
@@ -212,7 +237,7 @@ class KafkaTransport(Transport):
         there = self._cluster.topics()
         marks = self._cluster.group_marks(self.location.group)
         names = set(self._all_queues(there, marks) if queues is None else queues)
-        topics = {self.location.topic(name): name for name in names}
+        topics = {topic: name for name in names for topic in self.location.topics(name)}
         ends = self._cluster.ends(topic for topic in topics if topic in there)
         ready = dict.fromkeys(names, 0)
         for (topic, number), (first, after) in ends.items():
@@ -234,7 +259,8 @@ class KafkaTransport(Transport):
     def _all_queues(self, there: Collection[str], marks: Collection[tuple[str, int]]) -> list[str]:
         """With a prefix, all topics that have it; else those that this group has to do with."""
         location = self.location
-        known = {topic for topic, _ in marks} | {location.topic(each) for each in self._touched}
+        known = {topic for topic, _ in marks} | {*self._topics.values()}
+        known.update(topic for queue in self._served for topic in location.topics(queue))
         return [
             location.queue(topic)
             for topic in there
@@ -248,14 +274,13 @@ class KafkaTransport(Transport):
 
     def purge(self, queue: str) -> int:
         """Delete the records of the topic that are there now. What is delayed stays."""
-        topic = self.location.topic(queue)
         (stats,) = self.stats([queue])
         member = self._member
         held = 0
         if member is not None:
             held = member.assignment.held_of(queue)
             member.assignment.forget_ready(queue)
-        ends = self._cluster.ends([topic])
+        ends = self._cluster.ends(self.location.topics(queue))
         self._cluster.delete_before({place: after for place, (_, after) in ends.items()})
         return max(0, (stats.ready or 0) - held)
 

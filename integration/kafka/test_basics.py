@@ -26,5 +26,5 @@ class TestBasics(Sending, Receiving, Fencing, DeadLetters, Health):
     def make_transport(
         self, kafka_server: KafkaServer, kafka_name: str
     ) -> Callable[[Clock], KafkaTransport]:
-        url = f"{kafka_server.url}?prefix={kafka_name}.&group={kafka_name}&partitions=1"
+        url = f"{kafka_server.url}?prefix={kafka_name}.&group={kafka_name}&partitions=1&timeout=30"
         return lambda clock: KafkaTransport.from_spec(url, clock)

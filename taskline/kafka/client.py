@@ -37,7 +37,7 @@ from taskline.kafka.marks import Marks, decode
 log = logging.getLogger("taskline.kafka")
 
 # See `Cluster.members` for why it is called all the same.
-warnings.filterwarnings("ignore", r"list_groups\(\) is deprecated", DeprecationWarning)
+warnings.filterwarnings("ignore", "list_groups.. is deprecated", DeprecationWarning)
 
 MESSAGE_BYTES = 8 * 1024 * 1024
 """The largest message that our producers send and our topics take."""

@@ -60,6 +60,8 @@ _RECONNECT = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000}
 
 UUID = 37
 """Characters that the broker adds to a static member's name to make the member's id."""
+TRANSACTION = 10_000
+"""Milliseconds after which the broker ends a transaction whose producer died."""
 KEEPS = {"retention.ms": "-1", "retention.bytes": "-1"}
 """What a topic has that deletes nothing by itself."""
 
@@ -92,8 +94,8 @@ def new_producer(location: Location, **more: Any) -> Producer:
         settings.pop("max.in.flight", None)
         settings[IN_FLIGHT] = 1
         # librdkafka refuses to wait for a message longer than its transaction may last.
-        longest = int(settings.get("transaction.timeout.ms", 60_000))
-        settings["message.timeout.ms"] = min(int(settings["message.timeout.ms"]), longest)
+        settings["transaction.timeout.ms"] = TRANSACTION
+        settings["message.timeout.ms"] = min(int(settings["message.timeout.ms"]), TRANSACTION)
     with _configuring():
         return Producer(settings)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from taskline.errors import ConfigurationError
+from taskline.kafka.client import new_producer
 from taskline.kafka.location import locate
 from taskline.transports import open_transport
 
@@ -143,3 +144,8 @@ def test_it_is_opened_by_its_url_and_connects_to_nothing_yet() -> None:
     transport = open_transport("kafka://127.0.0.1:1")
     assert transport.scheme == "kafka"
     transport.close()
+
+
+def test_a_patient_user_can_have_transactions() -> None:
+    location = locate("kafka://127.0.0.1:1?timeout=30&message.timeout.ms=60000")
+    new_producer(location, **{"transactional.id": "t"})

@@ -150,7 +150,7 @@ class DeadLetters:
         if producer is None:
             producer = new_producer(
                 location,
-                **{"transactional.id": location.dead_topic, "transaction.timeout.ms": 10_000},
+                **{"transactional.id": location.dead_topic},
             )
             producer.init_transactions(timeout)  # from now on nobody else's transaction succeeds
             self._producer = producer

@@ -122,7 +122,7 @@ class Delays:
         instance = f"{self._name}.{secrets.token_hex(4)}"  # who was put out does not come back
         producer = new_producer(
             location,
-            **{"transactional.id": instance, "transaction.timeout.ms": 10_000},
+            **{"transactional.id": instance},
         )
         consumer = new_consumer(
             location,

@@ -261,10 +261,7 @@ class Receipts:
             with asking(self._location, "begin transactions"):
                 producer = new_producer(
                     self._location,
-                    **{
-                        "transactional.id": self._assignment.instance,
-                        "transaction.timeout.ms": 10_000,
-                    },
+                    **{"transactional.id": self._assignment.instance},
                 )
                 producer.init_transactions(self._location.timeout)
             self._producer = producer

@@ -95,7 +95,9 @@ def new_producer(location: Location, **more: Any) -> Producer:
         settings[IN_FLIGHT] = 1
         # librdkafka refuses to wait for a message longer than its transaction may last.
         settings["transaction.timeout.ms"] = TRANSACTION
-        settings["message.timeout.ms"] = min(int(settings["message.timeout.ms"]), TRANSACTION)
+        settings["message.timeout.ms"] = min(
+            int(settings["message.timeout.ms"]) or TRANSACTION, TRANSACTION
+        )
     with _configuring():
         return Producer(settings)
 

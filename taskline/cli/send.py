@@ -149,6 +149,7 @@ def known_task(app: Taskline, name: str) -> Task[..., Any] | None:
 
 def _print_sent(result: AsyncResult[Any], task: str) -> None:
     if as_json():
-        output.json({"id": result.id, "task": task})
+        told = {"duplicate": True} if result.duplicate else {}
+        output.json({"id": result.id, "task": task, **told})
     else:
         output.line(result.id)

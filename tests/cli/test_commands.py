@@ -229,6 +229,16 @@ def test_send_takes_all_arguments_as_json(run: Run, app: Taskline) -> None:
     assert app.codec.arguments(*app.codec.open(take(app).frame)) == ([1], {"b": 5})
 
 
+def test_send_with_an_idempotency_key(run: Run, app: Taskline) -> None:
+    words = ("send", "-A", "proj", "proj.add", "--idempotency-key", "k", "--json")
+    first = json.loads(run(*words, "1").stdout)
+    assert json.loads(run(*words, "1").stdout) == {**first, "duplicate": True}
+    other = run(*words, "2")
+    assert other.exit_code != 0
+    assert "other arguments" in other.stderr
+    assert len(app.transport.peek("default")) == 1
+
+
 def test_send_options_reach_the_message(run: Run, app: Taskline) -> None:
     now = app.now()
     words = ("--queue", "q", "--priority", "9", "--id", "mine", "--retry", "2")

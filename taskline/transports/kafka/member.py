@@ -211,14 +211,20 @@ class Member:
         self.assignment.committed(written)
 
     def _tidy(self) -> None:
-        """Commit what no receipt does: the end of a log may be no message."""
+        """Commit what no receipt does: the end of a log may be no message.
+
+        Not where a transaction is under way, whose end decides what is finished.
+        """
         now = self._clock.monotonic()
         if now < self._tidy_at:
             return
         self._tidy_at = now + TIDY_EVERY
         with self._changed:
-            order = self.assignment.order
-            behind = [each for each in order if not each.held and each.low() > each.sure]
+            behind = [
+                each
+                for each in self.assignment.order
+                if not each.held and not each.unsure and each.low() > each.sure
+            ]
         self._commit(behind)
 
     def _read_on(self) -> None:

@@ -24,7 +24,7 @@ from taskline.kafka.client import new_producer
 from taskline.kafka.errors import FENCED, asking, code_of, translate
 from taskline.kafka.location import Location
 from taskline.message import Delivery
-from taskline.transports.kafka.assignment import Assignment
+from taskline.transports.kafka.assignment import Assignment, Written
 from taskline.transports.kafka.partition import Partition
 from taskline.transports.kafka.sender import Outgoing, write
 
@@ -235,11 +235,12 @@ class Receipts:
             try:
                 self._run([make(each) for each in mine], [each.place for each in written])
             except KafkaException as error:
-                with self._changed:
-                    for each in assignment.split(mine)[0]:
-                        assignment.of(each).unfinish(each.receipt.offset)
-                self._wait_for_verdict(error, end)
-                continue
+                if self._producer is not None or not self._has_happened(written):
+                    with self._changed:
+                        for each in assignment.split(mine)[0]:
+                            assignment.of(each).unfinish(each.receipt.offset)
+                    self._wait_for_verdict(error, end)
+                    continue
             assignment.committed(written)
             return lost
 
@@ -250,10 +251,42 @@ class Receipts:
             write(producer, records)
             group = self._calls.ask(self._consumer.consumer_group_metadata)
             producer.send_offsets_to_transaction(places, group, timeout)
-            producer.commit_transaction(timeout)
+            self._commit_transaction(producer)
         except KafkaException as error:
             self._abort(producer, error)
             raise
+
+    def _commit_transaction(self, producer: Producer) -> None:
+        """Commit, and go on with that where it is not known whether it was."""
+        end = self._clock.monotonic() + self._location.timeout
+        while True:
+            try:
+                return producer.commit_transaction(self._location.timeout)
+            except KafkaException as error:
+                if not error.args[0].retriable() or self._clock.monotonic() >= end:
+                    raise
+
+    def _has_happened(self, written: list[Written]) -> bool:
+        """Whether a transaction that neither was committed nor aborted, as it seems, is committed.
+
+        The next producer has ended it one way or the other, and its offsets are the group's, or
+        not. False too where the broker does not answer.
+        """
+        places = [TopicPartition(each.place.topic, each.place.partition) for each in written]
+        timeout = self._location.timeout
+        try:
+            self._ready_producer()
+            with asking(self._location, "tell whether a transaction was committed"):
+                known = self._calls.ask(partial(self._consumer.committed, places, timeout=timeout))
+        except TransportError as error:
+            log.warning("a message may be stored twice: %s", error)
+            return False
+        found = {(each.topic, each.partition): (each.offset, each.metadata) for each in known}
+        wanted = [each.place for each in written]
+        return all(
+            found.get((each.topic, each.partition)) == (each.offset, each.metadata)
+            for each in wanted
+        )
 
     def _ready_producer(self) -> Producer:
         """The producer of our transactions."""

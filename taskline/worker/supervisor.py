@@ -29,7 +29,7 @@ from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import import_included
 from taskline.worker import autoscale, lifetime, status
 from taskline.worker.gather import batch_places
-from taskline.worker.ledger import Condemned, Ledger
+from taskline.worker.ledger import Condemned, Ledger, Running
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import RETIRE, STOP, STOP_NOW
 from taskline.worker.probes import Probes, address
@@ -47,6 +47,8 @@ log = logging.getLogger("taskline.supervisor")
 
 HARD_LIMIT_MARGIN = 0.5
 """Seconds that a process has to enforce a time limit itself before it is killed for it."""
+DEAF_AFTER = 0.2
+"""As many where its I/O thread has not even looked since: the task keeps the interpreter."""
 STOP_MARGIN = 5.0
 """Seconds beyond `grace` after which a process that has not stopped is killed."""
 LOOK_EVERY = 1.0
@@ -228,7 +230,7 @@ class Supervisor:
                 continue
             for running in child.ledger.running():
                 if running.deadline:
-                    pause = min(pause, running.deadline + HARD_LIMIT_MARGIN - now)
+                    pause = min(pause, running.deadline + _margin(child, running) - now)
         if self._obeyed:
             pause = min(pause, max(0.01, self._kill_at - now))
         elif self._autoscale is not None:
@@ -472,7 +474,7 @@ class Supervisor:
             os.kill(child.pid, signal.SIGKILL)
             return
         for running in child.ledger.running():
-            if running.deadline and now > running.deadline + HARD_LIMIT_MARGIN:
+            if running.deadline and now > running.deadline + _margin(child, running):
                 log.error(
                     "task %s is over its time limit and process %d does not react: killed",
                     running.id,
@@ -584,6 +586,11 @@ class Supervisor:
     def _tell(self, child: Child, order: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(child.control, order)
+
+
+def _margin(child: Child, running: Running) -> float:
+    """Seconds beyond its limit after which the process of a task is killed."""
+    return DEAF_AFTER if child.ledger.beaten < running.deadline else HARD_LIMIT_MARGIN
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:

@@ -34,7 +34,7 @@ SKEWED = "south"
 LOOK_EVERY = 0.5
 """Seconds between two looks at the outcomes."""
 DRAIN = 90.0
-"""Seconds after the last fault in which all must become final."""
+"""Seconds after the last fault, and after the last sign of work, in which all must become final."""
 QUIET = 4.0
 """Seconds, beside two leases, without a run after which nothing more will come: longer than any
 task is delayed. For stores that cannot tell how much they hold or delay."""
@@ -210,7 +210,13 @@ class Driver:
         for producer in self._producers.values():
             producer.signal_leader(signal.SIGTERM)
         began = self._last_change = time.monotonic()
-        self._live(until=began + DRAIN, done=lambda: not self._producers and self._is_drained())
+        while not self._live(
+            until=time.monotonic() + DRAIN / 10,
+            done=lambda: not self._producers and self._is_drained(),
+        ):
+            self._look_for_work()
+            if time.monotonic() - self._last_change > DRAIN:
+                break
         self._faults.write("drained", seconds=time.monotonic() - began)
         for site in self._sites.values():
             site.note_termination()
@@ -232,10 +238,14 @@ class Driver:
         capabilities = self._app.transport.capabilities
         if capabilities.leases and capabilities.random_access:
             return True  # its counts tell
+        self._look_for_work()
+        return time.monotonic() - self._last_change > QUIET + 2 * self._store.lease
+
+    def _look_for_work(self) -> None:
+        """Notice when a task began or ended last."""
         size = sum(file.stat().st_size for file in self._config.history.glob("worker-*"))
         if size != self._size:
             self._size, self._last_change = size, time.monotonic()
-        return time.monotonic() - self._last_change > QUIET + 2 * self._store.lease
 
     def _write_final_state(self) -> None:
         self._read_sends()

@@ -64,6 +64,11 @@ class Trouble(NamedTuple):
     since: float
     until: float
 
+    @property
+    def over(self) -> float:
+        """Its end; of one that has none its beginning."""
+        return self.since if self.until == math.inf else self.until
+
     def hits(self, run: Run) -> bool:
         return self.everybody or run.pid in self.pids or run.group in self.groups
 
@@ -149,7 +154,7 @@ class Evidence:
             return False
         since, until = min(run.start for run in runs), max(run.start for run in runs)
         return any(
-            each.since <= until and each.until >= since - 2 * self.lease
+            each.since <= until and each.over >= since - 2 * self.lease
             for each in (*self.deaths, *self.pauses)
         )
 
@@ -217,7 +222,8 @@ def _deaths(kinds: dict[str, list[dict[str, Any]]]) -> Iterator[Trouble]:
             yield Trouble("stop", record["what"], NOBODY, groups, False, *times)
     for record in kinds["crash"]:
         pids = frozenset({record["pid"]})
-        yield Trouble("crash", "task", pids, NOBODY, False, record["t"], record["t"])
+        # It was written just before the process ended, which may begin another task meanwhile.
+        yield Trouble("crash", "task", pids, NOBODY, False, record["t"], math.inf)
 
 
 def _pauses(kinds: dict[str, list[dict[str, Any]]], lease: float) -> Iterator[Trouble]:

@@ -23,8 +23,8 @@ from integration.servers.supply import Missing, demanded
 SECONDS = float(os.environ.get("TASKLINE_CHAOS_SECONDS") or 60)
 SEED = int(os.environ.get("TASKLINE_CHAOS_SEED") or random.randrange(10**6))
 STORES = [name for name in NAMES if name != "kafka" or os.environ.get("TASKLINE_TEST_KAFKA_ALL")]
-PACE, LEASE = 0.3, 6.0
-PATIENCE = 240.0
+PACE, LEASE = 0.25, 10.0
+PATIENCE = 400.0
 """Seconds after the faults in which a run must have come to rest and been judged."""
 ROOT = Path(__file__).resolve().parents[2]
 

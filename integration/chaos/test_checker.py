@@ -303,7 +303,7 @@ FLAWS: dict[str, tuple[str, Callable[[World], None]]] = {
         lambda world: change(world, "a-4", deliveries=1),
     ),
     "started before its eta": ("early", lambda world: world.run("a-5", 2.9, 3.0)),
-    "started when expired": ("expired", lambda world: world.run("a-6", 4.1)),
+    "started when expired": ("expired", lambda world: world.run("a-6", 4.3)),
     "a final state that changed": ("changed", lambda world: see(world, "a-0", state="FAILURE")),
     "a result that changed": ("changed", lambda world: see(world, "a-0", token="another")),
     "a result that vanished": (
@@ -408,7 +408,7 @@ def test_two_messages_of_a_task_do_not_excuse_everything(world: World) -> None:
 
 def test_a_clock_that_is_behind_starts_what_is_just_over(world: World) -> None:
     world.send("k", "e", expiries={"0": 1005.0})
-    world.run("k-0", 5.5, 5.6, pid=900)
+    world.run("k-0", 5.7, 5.8, pid=900)
     world.end("k-0")
     assert world.violations() == {"expired"}
     world.note("site", 0.0, name="south", group=9, skew=-0.4)

@@ -73,6 +73,10 @@ class RabbitMQStore(ServerStore):
             timeout=60,
         )
 
+    def excuses(self, line: str) -> bool:
+        # amqp says so of a connection that the server closes while we do.
+        return super().excuses(line) or line.startswith("Received method (10, 61)")
+
     def close(self) -> None:
         super().close()
         self._work.shutdown()

@@ -155,6 +155,11 @@ class Remote:
 
     def _pass_on(self, order: Order) -> Answer:
         assert order.what != "tell"
+        options = self._options
+        if order.what == "scale" and options.max_processes is not None:
+            return Answer(
+                error=f"it has {options.processes}..{options.max_processes} processes, as needed"
+            )
         if self._requests is not None:
             request = Request(
                 id=order.id, what=order.what, now=order.now, grace=order.grace, count=order.count

@@ -505,6 +505,13 @@ def test_a_worker_is_scaled_up_and_down(stage: Stage) -> None:
     assert "WARNING" not in group.log
 
 
+def test_a_worker_that_scales_itself_is_not_scaled(stage: Stage) -> None:
+    stage.start(name="w", max_processes=3)
+    known(stage.app)
+    told = stage.app.control.scale(2, timeout=PATIENCE)
+    assert told.refusals() == {"w": "it has 1..3 processes, as needed"}
+
+
 @pytest.mark.parametrize("now", [False, True])
 def test_a_worker_is_shut_down(stage: Stage, now: bool) -> None:
     group = stage.start(processes=2, grace=PATIENCE)

@@ -373,7 +373,7 @@ def _header(envelope: amqp.Envelope) -> Header:
         )
         # Another system wrote it: each field must be of its type.
         return msgspec.convert(msgspec.to_builtins(header), Header)
-    except (msgspec.MsgspecError, ValueError, TypeError, IndexError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise SerializationError(f"a header of Celery's message is wrong: {error}") from None
 
 

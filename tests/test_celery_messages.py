@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from taskline import Taskline, amqp, outcomes
@@ -203,6 +204,8 @@ known = st.sampled_from(
 
 @settings(max_examples=50)
 @given(changes=st.dictionaries(known, anything, max_size=4), body=anything)
+@example(changes={"timelimit": {"": None}}, body=[])
+@example(changes={"retries": math.inf}, body=[])
 def test_whatever_comes_in_is_read_or_refused(changes: dict[str, Any], body: Any) -> None:
     try:
         opened, raw = CODEC.open(theirs(**changes, body=body))

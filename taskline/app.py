@@ -18,11 +18,9 @@ from contextlib import contextmanager
 from typing import (
     TYPE_CHECKING,
     Any,
-    Concatenate,
     Literal,
     NoReturn,
     ParamSpec,
-    Protocol,
     TypeVar,
     overload,
 )
@@ -53,6 +51,7 @@ if TYPE_CHECKING:
     from taskline.backends.base import Backend
     from taskline.backends.keys import KeyStore
     from taskline.control import Control, WorkerInfo
+    from taskline.decorators import BatchDecorator, BoundDecorator, Decorator, Periodic
     from taskline.kv import KeyValues
     from taskline.limiting import LimitStatus
     from taskline.lock import Lock
@@ -66,86 +65,12 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-AnyTask = TypeVar("AnyTask", bound=Task[..., Any])
 
 CALL = "taskline.call"
 """The built-in task that runs a function which came with its message."""
 
 _MOST_FINISHED = 1000
 """How many outcomes of eager mode are remembered."""
-
-
-class Decorator(Protocol):
-    """What `@app.task(...)` with options is."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, AsyncIterator[Any]], /) -> AsyncTask[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[P, Generator[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, function: Callable[P, Iterator[Any]], /) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-class BoundDecorator(Protocol):
-    """What `@app.task(bind=True)` is: the function's first argument is the task."""
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
-    ) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, P], AsyncIterator[Any]], /
-    ) -> AsyncTask[P, None]: ...
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[Concatenate[Any, P], Generator[Any, Any, R]], /
-    ) -> Task[P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, P], Iterator[Any]], /
-    ) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
-
-
-class BatchDecorator(Protocol):
-    """What `@app.task(batch=...)` is: for a function of a list, whose items are the calls'."""
-
-    @overload
-    def __call__(
-        self, function: Callable[[list[T]], Coroutine[Any, Any, None]], /
-    ) -> AsyncTask[[T], None]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[T]], Coroutine[Any, Any, Sequence[R]]], /
-    ) -> AsyncTask[[T], R]: ...
-    @overload
-    def __call__(self, function: Callable[[list[T]], None], /) -> Task[[T], None]: ...
-    @overload
-    def __call__(self, function: Callable[[list[T]], Sequence[R]], /) -> Task[[T], R]: ...
-
-
-class Periodic(Protocol):
-    """What `@app.periodic(...)` is: for a task, or for a function that becomes one."""
-
-    @overload
-    def __call__(self, task: AnyTask, /) -> AnyTask: ...
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, AsyncIterator[Any]], /) -> AsyncTask[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[P, Generator[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, function: Callable[P, Iterator[Any]], /) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
 class Taskline:

@@ -604,6 +604,18 @@ def test_a_suspect_waits_for_its_limit_too(make_memory_app: MakeApp, clock: Manu
     assert result.ready()
 
 
+def test_a_drain_waits_for_what_waits_for_its_limit(make_app: MakeApp) -> None:
+    app = make_app()
+
+    @app.task(name="limited", rate="10/s")
+    def limited(number: int) -> None: ...
+
+    results = limited.map(range(25))
+    with working(app, drain=True) as worker:
+        until(lambda: worker.io.drained, 60)
+    assert all(result.ready() for result in results)
+
+
 def test_limits_need_a_backend() -> None:
     app = Taskline("shop", broker="memory://", backend=None)
 

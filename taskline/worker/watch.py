@@ -23,7 +23,7 @@ STARTED_AFTER = 0.5
 """A run is shown as STARTED once it has lasted this many seconds."""
 REPORT_EVERY = 0.5
 """Seconds between two times that progress is stored, at least."""
-TIMED_OUT_HAS, REVOKED_HAS = 0.3, 1.0
+TIMED_OUT_HAS, REVOKED_HAS = 0.3, 0.4
 """Seconds that interrupted code has to end before its process is given up."""
 
 
@@ -113,6 +113,7 @@ class Watch:
         if now >= self._next_look:
             self._next_look = now + 0.9 * LOOK_EVERY
             self._look()
+            self.enforce([job for job in self.running() if job.terminate], now)
 
     def look_before_start(self, newest: int | None) -> None:
         """Learn of all revocations up to the cursor `newest`; up to now where it is not known."""

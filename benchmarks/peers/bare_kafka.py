@@ -37,7 +37,7 @@ class BareKafka(Peer):
             SERVERS
             | {
                 "enable.idempotence": True,
-                "linger.ms": 0.5,
+                "linger.ms": 0,
                 "sticky.partitioning.linger.ms": 0,
                 "queue.buffering.max.messages": 500_000,
             }

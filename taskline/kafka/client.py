@@ -80,7 +80,8 @@ def new_producer(location: Location, **more: Any) -> Producer:
         "enable.idempotence": True,
         "acks": "all",
         IN_FLIGHT: 1,
-        "linger.ms": 0.5,
+        # Messages gather while a request is under way, and wait for nothing else.
+        "linger.ms": 0,
         # Each message without a key finds its own partition, or few of them would get no worker.
         "sticky.partitioning.linger.ms": 0,
         "message.max.bytes": MESSAGE_BYTES,

@@ -126,6 +126,7 @@ class IOThread:
         self._full_until = 0.0
         """Until then no coroutine is asked for while none could run."""
         self._crowded_until = 0.0
+        """Until then idle places for coroutines are no reason to ask for more."""
         self._sparse_until = 0.0
         """Until then room in batches is no reason to ask for more."""
         self._gather = (
@@ -133,7 +134,6 @@ class IOThread:
             if any(task.batch for task in app.tasks.values())
             else None
         )
-        """Until then idle places for coroutines are no reason to ask for more."""
         self._limiter: Limiter | None = None
         """Where there are limits."""
         self._rates: Mapping[str, str] = {}

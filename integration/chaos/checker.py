@@ -21,11 +21,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from integration.chaos.evidence import Evidence, Run, Sent, explanation
-from integration.chaos.tasks import EXHAUSTING_ATTEMPTS, FLAKY_ATTEMPTS
+from integration.chaos.evidence import Evidence, Run, Sent, Trouble, explanation
+from integration.chaos.tasks import EXHAUSTING_ATTEMPTS, FLAKY_ATTEMPTS, PLACES, RATE
 
 EARLY = 0.002
 """Seconds by which two readings of the wall clock may differ."""
+HELD = 1 + 2 * 2 * 3
+"""What a bucket holds, and each slot: of a process that stood still before its first line."""
 LATE = 0.25
 """Seconds between the worker's look at the expiry and the task's own first line: a busy machine
 may take the processor away in between."""
@@ -52,6 +54,8 @@ def check(evidence: Evidence) -> list[Violation]:
         *_in_time(evidence),
         *_finals_stay(evidence),
         *_one_at_a_time(evidence),
+        *_rates(evidence),
+        *_places(evidence),
         *_system(evidence),
     ]
 
@@ -234,6 +238,43 @@ def _one_at_a_time(evidence: Evidence) -> Iterator[Violation]:
                 yield Violation(
                     "unique", second, f"began {end - begin:.3f} s before {first} of its key ended"
                 )
+
+
+def _rates(evidence: Evidence) -> Iterator[Violation]:
+    """In no time more limited tasks begin than the rate allows, and what processes may hold."""
+    lowest = math.inf
+    for number, run in enumerate(sorted(_of_kind(evidence, "limited"), key=lambda run: run.start)):
+        lowest = min(lowest, number - RATE * run.start)
+        beyond = number + 1 - RATE * run.start - lowest - HELD
+        if beyond > 0:
+            yield Violation("rate", run.id, f"{beyond:.1f} more have begun than {RATE}/s allows")
+
+
+def _places(evidence: Evidence) -> Iterator[Violation]:
+    """No more narrow tasks run at a time than there are places, but for those that lost theirs."""
+    running: list[tuple[float, str]] = []
+    for run in sorted(_of_kind(evidence, "narrow"), key=lambda run: run.start):
+        end = min([run.finish, *(each.over for each in evidence.deaths if _ends(each, run))])
+        if end == math.inf or any(
+            each.hits(run) and each.since <= end and each.until >= run.start - evidence.lease
+            for each in evidence.pauses
+        ):
+            continue
+        running = [each for each in running if each[0] > run.start]
+        running.append((end, run.id))
+        if len(running) > PLACES:
+            others = ", ".join(each for _, each in running[:-1])
+            yield Violation("places", run.id, f"began while {others} ran")
+
+
+def _ends(death: Trouble, run: Run) -> bool:
+    return death.hits(run) and death.over >= run.start
+
+
+def _of_kind(evidence: Evidence, task: str) -> Iterator[Run]:
+    for key, runs in evidence.runs.items():
+        if key in evidence.sent and evidence.sent[key].kind.task == task:
+            yield from runs
 
 
 def _finals_stay(evidence: Evidence) -> Iterator[Violation]:

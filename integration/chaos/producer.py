@@ -28,6 +28,8 @@ FUSE_FROM, FUSES = 20, 0.2
 SINGLES, IN_A_ROW = 0.5, 4
 """The share of single sends that are of a task of which one with each key may be there at a time,
 and how many of those are sent in a row. Not in batches, which learn too late whose result it is."""
+CROWD, CROWDS = 40, 0.3
+"""The size of batch that may be of limited and narrow tasks alone, and how often it is."""
 GET_TIMEOUT = 20.0
 
 
@@ -58,7 +60,8 @@ class Producer:
                     self._send(number, 1, "u")
                     number += 1
             else:
-                self._send(number, size)
+                crowd = size == CROWD and self._random.random() < CROWDS
+                self._send(number, size, "tn" * (size // 2) if crowd else "")
                 number += 1
             self.stopped.wait(max(0.0, size / self._rate - (time.monotonic() - started)))
         self._sent.put(None)

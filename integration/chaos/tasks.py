@@ -68,10 +68,14 @@ KINDS = {
         Kind("p", "poison", 0.1, _BAD),
         Kind("b", "bystander", 2, _GOOD),
         Kind("u", "single", 0, _GOOD),
+        Kind("t", "limited", 1, _GOOD),
+        Kind("n", "narrow", 1, _GOOD),
     )
 }
 KEYS = 2
 """So many keys have the tasks of which one of each may be there at a time."""
+RATE, PLACES = 10, 2
+"""So many limited tasks may begin in a second, and so many narrow ones run at a time."""
 FLAKY_ATTEMPTS, EXHAUSTING_ATTEMPTS = 3, 2
 
 
@@ -143,6 +147,17 @@ def make_app(config: Config) -> Taskline:
     def single(key: int) -> str:
         run = start()
         time.sleep(0.3)
+        return finish(run)
+
+    @app.task(name="limited", queue=LOAD, rate=f"{RATE}/s")
+    def limited(number: int) -> str:
+        run = start()
+        return finish(run)
+
+    @app.task(name="narrow", queue=LOAD, concurrency=PLACES)
+    def narrow(number: int) -> str:
+        run = start()
+        time.sleep(0.05)
         return finish(run)
 
     @app.task(name="flaky", queue=LOAD, retry={"max": FLAKY_ATTEMPTS, "wait": 0.05})

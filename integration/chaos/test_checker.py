@@ -243,6 +243,27 @@ def overlap(world: World) -> None:
     world.end("o-0", delivery=1)
 
 
+def many(world: World, kind: str, count: int, gap: float) -> None:
+    """Tasks of one kind that begin one after the other, and run for 0.3 s."""
+    world.send(kind, kind * count)
+    for number in range(count):
+        at = 5.0 + number * gap
+        world.run(f"{kind}-{number}", at, at + 0.3, pid=900 + number)
+        world.end(f"{kind}-{number}")
+
+
+def test_limits_that_are_kept(world: World) -> None:
+    many(world, "t", 40, 0.1)
+    many(world, "n", 2, 0.01)
+    assert world.violations() == set()
+
+
+def test_a_process_that_was_paused_has_lost_its_place(world: World) -> None:
+    many(world, "n", 3, 0.01)
+    world.pause(3.0, 5.1, 900)
+    assert world.violations() == set()
+
+
 FLAWS: dict[str, tuple[str, Callable[[World], None]]] = {
     "no outcome": ("lost", lambda world: forget(world, "a-1")),
     "no trace at all": ("lost", lambda world: world.send("z", "s")),
@@ -336,6 +357,8 @@ FLAWS: dict[str, tuple[str, Callable[[World], None]]] = {
             and None
         ),
     ),
+    "more begun than the rate allows": ("rate", lambda world: many(world, "t", 30, 0.01)),
+    "more at a time than there are places": ("places", lambda world: many(world, "n", 3, 0.01)),
     "a supervisor that ended by itself": (
         "died",
         lambda world: world.note("exit", 5.0, who="north", code=1, expected=False),

@@ -136,7 +136,7 @@ SHOWN = 5
 @click.option("--pidfile", type=click.Path(dir_okay=False), help="Write the process id here.")
 @click.option(
     "--start-method",
-    type=click.Choice(["fork", "spawn"]),
+    type=click.Choice(["fork", "forkserver", "spawn"]),
     default="fork",
     show_default=True,
     help="How worker processes are made.",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+START_METHODS = ("fork", "forkserver", "spawn")
+"""How processes are made: see `taskline.worker.children` and `forkserver`."""
+
 
 class WorkerOptions(msgspec.Struct, kw_only=True):
     """The options of one worker: a supervisor and its processes. None takes the app's setting."""
@@ -62,7 +65,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     name: str | None = None
     """Default: the host's name and the supervisor's pid."""
     start_method: str = "fork"
-    """`fork` (a crashed process is replaced within milliseconds) or `spawn`."""
+    """One of `START_METHODS`. With `fork` a crashed process is replaced within milliseconds."""
     app_path: str = ""
-    """`module:attribute` of the app; `spawn` needs it."""
+    """`module:attribute` of the app; all but `fork` need it."""
     loglevel: str = "INFO"

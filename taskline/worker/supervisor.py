@@ -1,7 +1,7 @@
 """The parent of a worker's processes.
 
-It forks (or spawns) them, replaces those that die, hands back at once what a
-dead one held, ends those whose code is beyond its time limit and does not
+It has them made (see `children`), replaces those that die, hands back at once
+what a dead one held, ends those whose code is beyond its time limit and does not
 listen, and passes on the order to stop. It runs no task and opens no
 connection, but for the moment of handing back: what is told from afar its processes
 pass on to it. It has one thread.
@@ -17,10 +17,7 @@ import secrets
 import select
 import signal
 import socket
-import subprocess
-import sys
 from types import FrameType
-from typing import NoReturn
 
 import msgspec
 
@@ -28,9 +25,10 @@ from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import import_included
 from taskline.worker import autoscale, lifetime, status
+from taskline.worker.children import Child, Forking, Spawning, Starter
 from taskline.worker.gather import batch_places
-from taskline.worker.ledger import Condemned, Ledger, Running
-from taskline.worker.options import WorkerOptions
+from taskline.worker.ledger import Condemned, Running
+from taskline.worker.options import START_METHODS, WorkerOptions
 from taskline.worker.orders import RETIRE, STOP, STOP_NOW
 from taskline.worker.probes import Probes, address
 from taskline.worker.process import (
@@ -38,7 +36,6 @@ from taskline.worker.process import (
     MISCONFIGURED,
     NOT_DRAINED,
     RECYCLED,
-    run_child,
     served_queues,
 )
 from taskline.worker.requests import Request, Requests
@@ -62,35 +59,8 @@ READY_BACKOFF_MAX = 0.5
 """The longest such wait: what kills them is a message or a person, and the others' tasks go on."""
 UNFINISHED = 4
 """Exit code where what was to be drained was not, since it is paused."""
-SPAWNED = "import sys; from taskline.worker import process; sys.exit(process.main(sys.argv[1:]))"
-"""What a spawned process runs: with -m Python would warn that the module is imported already."""
 SCHEDULERS = 2
 """How many of the processes may send schedules: one, and one in its place when it hangs."""
-
-
-class Child:
-    """One process and what the supervisor knows of it."""
-
-    def __init__(self, number: int, slots: int) -> None:
-        self.number = number
-        self.ledger = Ledger(slots)
-        self.pid = 0
-        self.control = -1
-        self.consumer = ""
-        self.quick_deaths = 0
-        self.was_ready = False
-        """Whether the process before had reached its broker."""
-        self.started_at = 0.0
-        self.start_at = 0.0
-        self.last_beat = 0.0
-        self.looked_at = 0.0
-        self.silent = 0.0
-        """Seconds for which it was watched, and gave no sign after `last_beat`."""
-        self.succeeded = False
-        """It takes no more, and another has its number, or none shall."""
-        self.stop_at = math.inf
-        """When it is told to hand back what it still runs."""
-        self.kill_at = math.inf
 
 
 class Supervisor:
@@ -109,6 +79,7 @@ class Supervisor:
         """How many processes there shall be."""
         self._instance = secrets.token_hex(4)
         self._requests: Requests
+        self._starter: Starter
         self._probes: Probes | None = None
         self._ended = [0, 0, 0]
         """What the processes that are gone had counted: see `Ledger.ended`."""
@@ -134,12 +105,13 @@ class Supervisor:
         )
         if self.options.http is not None:
             address(self.options.http)
-        if self.options.start_method not in ("fork", "spawn"):
+        method = self.options.start_method
+        if method not in START_METHODS:
             raise ConfigurationError(
-                f"start method {self.options.start_method!r}: choose 'fork' or 'spawn'"
+                f"start method {method!r}: choose one of {', '.join(START_METHODS)}"
             )
-        if self.options.start_method == "spawn" and not self.options.app_path:
-            raise ConfigurationError("start method 'spawn' needs app_path='module:attribute'")
+        if method != "fork" and not self.options.app_path:
+            raise ConfigurationError(f"start method {method!r} needs app_path='module:attribute'")
 
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT, or until drained; returns the exit code.
@@ -163,11 +135,13 @@ class Supervisor:
         }
         previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         self._requests = Requests()
+        self._starter = self._make_starter()
         heard = [wake, self._requests.fileno()]
         try:
             self._children = [Child(i, self._slots) for i in range(self.options.processes)]
             while self._step():
-                select.select(heard, [], [], self._clock.bound(self._pause()))
+                heard_now = [*heard, *self._starter.heard()]
+                select.select(heard_now, [], [], self._clock.bound(self._pause()))
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
         finally:
@@ -176,6 +150,7 @@ class Supervisor:
                 signal.signal(number, old)
             os.close(wake)
             os.close(wake_end)
+            self._starter.close()
             self._requests.close()
             if self._probes is not None:
                 self._probes.close()
@@ -189,6 +164,9 @@ class Supervisor:
     def _step(self) -> bool:
         """Do all that is due; False when there is nothing left to supervise."""
         now = self._clock.monotonic()
+        if self._starter.look(now) == MISCONFIGURED and not self._works():
+            self._exit_code = MISCONFIGURED
+            self._signals = max(self._signals, 1)
         self._reap()
         for request in self._requests.take():
             self._obey_request(request)
@@ -201,11 +179,11 @@ class Supervisor:
                 for child in self._children:
                     if child.pid:
                         log.warning("process %d has not stopped in time: killed", child.pid)
-                        os.kill(child.pid, signal.SIGKILL)
+                        _kill(child)
             alive = any(child.pid for child in self._children)
             return alive or (bool(self._to_recover) and now < self._kill_at)
         for child in list(self._children):
-            if not child.pid and now >= child.start_at:
+            if not child.pid and now >= child.start_at and self._starter.can_start:
                 self._start(child)
             elif child.pid:
                 self._enforce(child, now)
@@ -226,7 +204,8 @@ class Supervisor:
         pause = LOOK_EVERY
         for child in self._children:
             if not child.pid:
-                pause = min(pause, max(0.0, child.start_at - now))
+                if self._starter.can_start:
+                    pause = min(pause, max(0.0, child.start_at - now))
                 continue
             for running in child.ledger.running():
                 if running.deadline:
@@ -254,62 +233,33 @@ class Supervisor:
             schedule=self.options.schedule and child.number < SCHEDULERS,
         )
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
-        if self.options.start_method == "spawn":
-            child.pid = self._spawn(child, options, read_end)
-        else:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            child.pid = os.fork()
-            if not child.pid:
-                self._be_child(child, options, read_end)
+        child.pid = self._starter.start(child, options, read_end)
         os.close(read_end)
+        if not child.pid:
+            os.close(child.control)
+            child.control = -1
+            return
         log.info("process %d started", child.pid)
 
-    def _spawn(self, child: Child, options: WorkerOptions, read_end: int) -> int:
-        requests = self._requests.write_end
-        fds = (child.ledger.fileno(), self._condemned.fileno(), read_end, requests)
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                SPAWNED,
-                self.options.app_path,
-                msgspec.json.encode(options).decode(),
-                child.consumer,
-                *map(str, fds),
-            ],
-            pass_fds=fds,
-        )
-        process.returncode = 0  # reaped by _reap, not by subprocess
-        return process.pid
+    def _leave(self) -> None:
+        """Close what is the supervisor's alone, in a process that was forked of it."""
+        self._requests.only_write()
+        if self._probes is not None:
+            self._probes.only_parent()
+        for other in self._children:
+            # A sibling must see its pipe's end when the supervisor dies.
+            if other.control >= 0:
+                os.close(other.control)
 
-    def _be_child(self, child: Child, options: WorkerOptions, read_end: int) -> NoReturn:
-        """The rest of a forked child's life."""
-        code = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._requests.only_write()
-            if self._probes is not None:
-                self._probes.only_parent()
-            for other in self._children:
-                # A sibling must see its pipe's end when the supervisor dies.
-                if other.control >= 0:
-                    os.close(other.control)
-            code = run_child(
-                lambda: self.app,
-                options,
-                child.consumer,
-                child.ledger,
-                self._condemned,
-                read_end,
-                self._requests.write_end,
-            )
-        finally:
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    def _make_starter(self) -> Starter:
+        requests = self._requests.write_end
+        if self.options.start_method == "spawn":
+            return Spawning(self._condemned, requests)
+        if self.options.start_method == "forkserver":
+            from taskline.worker.forkserver import Serving
+
+            return Serving(self.options, self._condemned, requests)
+        return Forking(self.app, self._condemned, requests, self._leave)
 
     # ---- watching
 
@@ -317,9 +267,9 @@ class Supervisor:
         for child in list(self._children):
             if not child.pid:
                 continue
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if pid:
-                self._buried(child, os.waitstatus_to_exitcode(status))
+            code = self._starter.ended(child)
+            if code is not None:
+                self._buried(child, code)
 
     def _buried(self, child: Child, code: int) -> None:
         """A process has ended: hand back what it held, and see to its replacement."""
@@ -329,8 +279,7 @@ class Supervisor:
         self._deaths += code not in (0, RECYCLED, DRAINED, NOT_DRAINED)
         child.control = -1
         now = self._clock.monotonic()
-        others_work = any(other.pid and other.ledger.ready for other in self._children)
-        if code == MISCONFIGURED and not child.ledger.ready and not others_work:
+        if code == MISCONFIGURED and not child.ledger.ready and not self._works():
             self._exit_code = MISCONFIGURED
             self._signals = max(self._signals, 1)
             return
@@ -351,6 +300,9 @@ class Supervisor:
             self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
         if child.succeeded:
             self._children.remove(child)
+
+    def _works(self) -> bool:
+        return any(child.pid and child.ledger.ready for child in self._children)
 
     def _replace(self, child: Child, now: float, what: str, *, recycled: bool) -> None:
         """Start a child's successor: at once, or later each time if they die young.
@@ -454,11 +406,11 @@ class Supervisor:
                 child.pid,
                 child.silent,
             )
-            os.kill(child.pid, signal.SIGKILL)
+            _kill(child)
             return
         if now >= child.kill_at:
             log.warning("process %d has not stopped in time: killed", child.pid)
-            os.kill(child.pid, signal.SIGKILL)
+            _kill(child)
             return
         if now >= child.stop_at:
             child.stop_at, child.kill_at = math.inf, now + STOP_MARGIN
@@ -471,7 +423,7 @@ class Supervisor:
                 lifetime.mebibytes(size),
                 lifetime.mebibytes(limit),
             )
-            os.kill(child.pid, signal.SIGKILL)
+            _kill(child)
             return
         for running in child.ledger.running():
             if running.deadline and now > running.deadline + _margin(child, running):
@@ -481,7 +433,7 @@ class Supervisor:
                     child.pid,
                 )
                 self._condemned.add(running.id)
-                os.kill(child.pid, signal.SIGKILL)
+                _kill(child)
                 return
 
     # ---- told from afar
@@ -510,9 +462,12 @@ class Supervisor:
         """
         self._replace_grace = self._grace if grace is None else grace
         self._to_replace = [child for child in self._children if child.pid and not child.succeeded]
+        self._starter.renew()
         log.info("replacing %d processes, one after the other", len(self._to_replace))
 
     def _replace_next(self, now: float) -> None:
+        if not self._starter.is_fresh:
+            return
         staying = [child for child in self._children if not child.succeeded]
         if any(not child.pid or not child.ledger.ready for child in staying):
             return
@@ -586,6 +541,12 @@ class Supervisor:
     def _tell(self, child: Child, order: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(child.control, order)
+
+
+def _kill(child: Child) -> None:
+    # Where it is not our own child it may be gone and waited for, and we not yet told.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGKILL)
 
 
 def _margin(child: Child, running: Running) -> float:

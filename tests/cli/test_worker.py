@@ -22,6 +22,7 @@ from taskline.cli.root import cli
 from taskline.cli.worker import parse_queues
 from taskline.errors import ConfigurationError
 from taskline.worker import WorkerOptions
+from taskline.worker.options import START_METHODS
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def working(project: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str],
         process.wait(timeout=60)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", START_METHODS)
 def test_a_worker_runs_what_is_sent(project: Path, method: str) -> None:
     with working(project, "--start-method", method, "-c", "2", "--threads", "2") as (process, said):
         assert (said["pid"], said["path"]) == (process.pid, "proj.app:app")

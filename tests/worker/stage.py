@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from program import make_app
 from workbench import until
 
@@ -20,6 +21,13 @@ PATIENCE = 60.0
 """Seconds for which anything is waited for: far more than it takes."""
 LONG = 600.0
 """A lease that no test outlives: what comes back before was handed back."""
+
+WAYS: list[dict[str, str]] = [
+    {},
+    {"start_method": "forkserver", "app_path": "program:app"},
+    {"start_method": "spawn", "app_path": "program:app"},
+]
+all_ways = pytest.mark.parametrize("way", WAYS, ids=["fork", "forkserver", "spawn"])
 
 
 class Group:

@@ -530,7 +530,10 @@ def test_a_worker_is_shut_down(stage: Stage, now: bool) -> None:
     assert stage.app.workers() == []
 
 
-def test_a_successor_that_cannot_start_does_not_end_the_rest(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_successor_that_cannot_start_does_not_end_the_rest(
+    stage: Stage, tmp_path: Path, method: str
+) -> None:
     (tmp_path / "fragile.py").write_text(
         "import os\n"
         "from program import DIRECTORY, make_app\n"
@@ -541,7 +544,7 @@ def test_a_successor_that_cannot_start_does_not_end_the_rest(stage: Stage, tmp_p
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), *os.sys.path])  # type: ignore[attr-defined]
     group = stage.start(
         processes=2,
-        start_method="spawn",
+        start_method=method,
         app_path="fragile:app",
         env={"PYTHONPATH": path},
     )

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from stage import Stage
+from stage import Stage, all_ways
 from workbench import Bench, until
 
 from taskline import Taskline
@@ -175,7 +175,7 @@ def test_a_process_that_grows_too_much_is_killed_as_if_it_had_crashed(stage: Sta
     assert stage.get(result) != first
 
 
-@pytest.mark.parametrize("way", [{}, {"start_method": "spawn", "app_path": "program:app"}])
+@all_ways
 def test_processes_have_the_processors_and_the_niceness_they_were_given(
     stage: Stage, way: Any
 ) -> None:

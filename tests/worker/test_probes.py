@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from stage import PATIENCE, Group, Stage
+from stage import PATIENCE, Group, Stage, all_ways
 from workbench import until
 
 from taskline import Taskline
@@ -136,7 +136,7 @@ def counted(where: str, what: str) -> float:
     return -1.0 if found is None else float(found[1])
 
 
-@pytest.mark.parametrize("way", [{}, {"start_method": "spawn", "app_path": "program:app"}])
+@all_ways
 def test_a_worker_lives_stops_and_ends(stage: Stage, way: dict[str, str]) -> None:
     group = stage.start(processes=2, http="127.0.0.1:0", grace=PATIENCE, **way)
     where = url(group)

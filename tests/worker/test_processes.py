@@ -9,20 +9,16 @@ import time
 from typing import Any
 
 import pytest
-from stage import LONG, PATIENCE, Stage
+from stage import LONG, PATIENCE, Stage, all_ways
 from workbench import until
 
 from taskline.errors import TaskPoisoned, TaskRevoked, TaskTimeout
 from taskline.message import FAILURE, PENDING, STARTED, SUCCESS
 
-START_METHODS = [{}, {"start_method": "spawn", "app_path": "program:app"}]
-both_ways = pytest.mark.parametrize("way", START_METHODS, ids=["fork", "spawn"])
-
-
 # ---- a process dies
 
 
-@both_ways
+@all_ways
 def test_the_task_of_a_killed_process_runs_again_at_once(stage: Stage, way: Any) -> None:
     group = stage.start(**way)
     neighbours = [stage.call("quick") for _ in range(20)]
@@ -141,7 +137,7 @@ def test_processes_that_die_young_are_replaced_ever_more_slowly(stage: Stage) ->
     assert group.exit_code() == 0
 
 
-@both_ways
+@all_ways
 def test_a_wrong_configuration_ends_the_supervisor_with_2(stage: Stage, way: Any) -> None:
     (stage.directory / "broker.db").write_text("this is no database at all. " * 50)
     group = stage.start(processes=2, **way)
@@ -153,7 +149,7 @@ def test_a_wrong_configuration_ends_the_supervisor_with_2(stage: Stage, way: Any
 # ---- stopping
 
 
-@both_ways
+@all_ways
 def test_sigterm_lets_running_tasks_end_and_hands_back_the_rest(stage: Stage, way: Any) -> None:
     group = stage.start(grace=PATIENCE, **way)
     held = stage.call("hold", "a")
@@ -238,7 +234,7 @@ def test_a_worker_without_a_supervisor_obeys_signals(stage: Stage) -> None:
     assert stage.left() == {held.id: 0}
 
 
-@both_ways
+@all_ways
 def test_processes_stop_by_themselves_when_their_supervisor_is_killed(
     stage: Stage, way: Any
 ) -> None:
@@ -289,7 +285,7 @@ def test_the_process_of_code_that_swallows_its_end_is_replaced(stage: Stage) -> 
     assert stage.left() == {}
 
 
-@both_ways
+@all_ways
 def test_code_that_keeps_the_interpreter_is_ended_with_its_process(stage: Stage, way: Any) -> None:
     group = stage.start(processes=2, **way)
     result = stage.call("stuck", "a", timeout=0.2)

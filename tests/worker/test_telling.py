@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from stage import Stage
+from stage import Stage, all_ways
 from workbench import Bench, until, working
 
 from taskline import Middleware, SoftTimeout, Taskline, current_task
@@ -211,7 +211,7 @@ def test_the_life_of_a_worker_in_threads(app: Taskline) -> None:
     assert notes == ["worker_start", "process_start", "work", "process_stop", "worker_stop"]
 
 
-@pytest.mark.parametrize("way", [{}, {"start_method": "spawn", "app_path": "program:app"}])
+@all_ways
 def test_the_life_of_processes(stage: Stage, way: Any) -> None:
     group = stage.start(env={"PROGRAM_HOOKS": "1"}, **way)
     pid = stage.get(stage.call("quick"))

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from stage import PATIENCE, Stage
-from test_processes import both_ways
+from stage import PATIENCE, Stage, all_ways
 from workbench import Bench, until, working
 
 import taskline
@@ -409,7 +408,7 @@ def pids(stage: Stage) -> list[int]:
     return [each.pid for each in stage.app.control.processes()]
 
 
-@both_ways
+@all_ways
 def test_a_killed_process_is_not_shown_beside_its_successor(stage: Stage, way: Any) -> None:
     group = stage.start(processes=2, name="w", **way)
     known(stage.app, 2)
@@ -447,7 +446,7 @@ def test_a_paused_process_is_silent_until_it_goes_on(stage: Stage) -> None:
     assert silent(stage, PATIENCE) == []
 
 
-@both_ways
+@all_ways
 def test_a_worker_is_restarted_process_by_process_and_loses_nothing(stage: Stage, way: Any) -> None:
     stage.start(processes=2, grace=PATIENCE, **way)
     known(stage.app, 2)

@@ -108,7 +108,7 @@ def restart(workers: tuple[str, ...], everyone: bool, grace: float | None, timeo
     """Replace the processes of workers, without loss.
 
     A process that is forked has the code that its supervisor has loaded: new code comes with
-    a new worker, or with --start-method spawn.
+    a new worker, or with --start-method forkserver or spawn.
 
     \b
     Examples:

@@ -52,6 +52,8 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Set by the supervisor: how many messages of batches it is told of beside the slots'."""
     instance: str = ""
     """Set by the supervisor: tells this worker from another that has had its name."""
+    supervisor: int = 0
+    """Set by the supervisor: its process id."""
     number: int = 0
     """Set by the supervisor: which of its processes this is."""
     replaces: str = ""

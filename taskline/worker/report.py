@@ -56,7 +56,7 @@ class Reporter:
             number=options.number,
             host=socket.gethostname(),
             pid=os.getpid(),
-            supervisor=os.getppid() if options.instance else None,
+            supervisor=options.supervisor or None,
             queues=queues,
             version=app.settings.version,
             taskline=taskline.__version__,

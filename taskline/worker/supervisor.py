@@ -227,6 +227,7 @@ class Supervisor:
             self.options,
             name=self.name,
             instance=self._instance,
+            supervisor=os.getpid(),
             number=child.number,
             replaces=child.consumer,
             cpus=lifetime.cpus_of(self.options, child.number),

@@ -72,8 +72,8 @@ class Starter:
         pid, status = os.waitpid(child.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
-    def look(self, now: float) -> int | None:
-        """Do what is due, at a time by the monotonic clock.
+    def look(self, now: float, stopping: bool) -> int | None:
+        """Do what is due, at a time by the monotonic clock. Stopping, no more will be started.
 
         Returns the exit code of what makes the processes, where that has just failed.
         """

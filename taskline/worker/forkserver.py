@@ -179,7 +179,7 @@ class Serving(Starter):
             del self._of[child.pid]
         return code
 
-    def look(self, now: float) -> int | None:
+    def look(self, now: float, stopping: bool) -> int | None:
         failed = None
         for server in list(self._servers):
             server.read()
@@ -187,7 +187,7 @@ class Serving(Starter):
                 continue
             self._servers.remove(server)
             if server is self._current:
-                log.error("the fork server ended (%s): another is started", server.process.poll())
+                log.error("the fork server ended (exit code %s)", server.process.poll())
                 self._current, self._wanted = None, True
             elif server is self._next:
                 self._next = None
@@ -206,7 +206,7 @@ class Serving(Starter):
                 self._retire(self._current)
             self._current, self._next = self._next, None
             self._wanted, self._failures = False, 0
-        if self._wanted and self._next is None and now >= self._start_at:
+        if self._wanted and not stopping and self._next is None and now >= self._start_at:
             self._next = _Server(self._options)
             self._servers.append(self._next)
         return failed

@@ -164,7 +164,7 @@ class Supervisor:
     def _step(self) -> bool:
         """Do all that is due; False when there is nothing left to supervise."""
         now = self._clock.monotonic()
-        if self._starter.look(now) == MISCONFIGURED and not self._works():
+        if self._starter.look(now, self._obeyed > 0) == MISCONFIGURED and not self._works():
             self._exit_code = MISCONFIGURED
             self._signals = max(self._signals, 1)
         self._reap()

@@ -66,7 +66,7 @@ def test_a_server_that_dies_is_replaced_and_its_processes_work_on(stage: Stage) 
     held = [stage.call("hold", "a"), stage.call("hold", "b")]
     first, second = stage.begun("a"), stage.begun("b")
     os.kill(server_of(group, processes), signal.SIGKILL)
-    until(lambda: "the fork server ended (-9): another is started" in group.log, PATIENCE)
+    until(lambda: "the fork server ended (exit code -9)" in group.log, PATIENCE)
     os.kill(first, signal.SIGKILL)
     third = stage.begun("a", times=2)
     assert third not in processes

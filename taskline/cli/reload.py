@@ -52,7 +52,9 @@ class _Watcher:
         while True:
             self._worker = subprocess.Popen(
                 [sys.executable, "-m", "taskline", *sys.argv[1:]],
-                env={**os.environ, WATCHED: "1"},
+                # Bytecode is told from its source's by second and size: too coarse for two
+                # changes in a second.
+                env={**os.environ, WATCHED: "1", "PYTHONDONTWRITEBYTECODE": "1"},
             )
             while self._worker.poll() is None and not self._is_told():
                 if changed := self._changed(files):

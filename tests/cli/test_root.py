@@ -67,7 +67,7 @@ def test_without_a_command_the_help_is_shown_as_an_error() -> None:
         (["dead", "shwo"], "no such command 'shwo'; did you mean show? (see taskline dead --help)"),
         (["worker", "--thread", "4"], "no such option '--thread'; did you mean --threads?"),
         (["ping", "-x"], "no such option '-x' (see taskline ping --help)"),
-        (["worker", "-c", "0"], "'0' is not a whole number of at least 1"),
+        (["worker", "-c", "0"], "'0' is no number of processes: write 4, or 2..8"),
         (["worker", "-c"], "option '-c' requires an argument"),
         (["worker", "-l", "loud"], "'loud' is not one of 'debug', 'info'"),
         (["worker", "--grace", "soon"], "'soon' is not a duration: write seconds, or 30s, 5m"),

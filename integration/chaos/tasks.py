@@ -26,9 +26,13 @@ class Config(msgspec.Struct, frozen=True):
     broker: str
     backend: str
     lease: float = 2.0
-    grace: float = 15.0
     skew: float = 0.0
     """By how much the clock of this process is wrong."""
+
+    @property
+    def grace(self) -> float:
+        """What a site that is told to stop gives its tasks: longer than any of them takes."""
+        return max(15.0, 2.5 * self.lease)
 
     @property
     def history(self) -> Path:

@@ -58,6 +58,7 @@ class RedisServer(Server):
         self.program = program or redis_program()
         self.unix_socket = self.directory / "redis.sock" if unix_socket else None
         self._arguments = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory)]
+        self._loads = appendonly
         if appendonly:
             self._arguments += ["--appendonly", "yes", "--appendfsync", "always"]
         if maxmemory is not None:
@@ -79,8 +80,9 @@ class RedisServer(Server):
         return [self.program, *self._arguments]
 
     def listens(self) -> bool:
-        # The Unix socket is opened after the port.
-        return super().listens() and (self.unix_socket is None or _takes(self.unix_socket))
+        # The Unix socket is opened after the port; a file is read after that.
+        takes = super().listens() and (self.unix_socket is None or _takes(self.unix_socket))
+        return takes and (not self._loads or not self.do("PING").startswith("-LOADING"))
 
     @property
     def url(self) -> str:

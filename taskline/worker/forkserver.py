@@ -27,9 +27,9 @@ from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import find_app
 from taskline.worker.children import Child, Starter, live
-from taskline.worker.ledger import Condemned, Ledger
+from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
-from taskline.worker.process import MISCONFIGURED, run_child
+from taskline.worker.process import MISCONFIGURED, run_heir
 
 log = logging.getLogger("taskline.forkserver")
 
@@ -330,17 +330,7 @@ class _Forks:
     def _run(self, options: WorkerOptions, consumer: str, fds: list[int]) -> int:
         self._socket.close()
         os.close(self._wake)
-        ledger, condemned, control, requests = fds
-        slots = options.threads + options.async_slots + options.batch_places
-        return run_child(
-            lambda: self._app,
-            options,
-            consumer,
-            Ledger(slots, ledger),
-            Condemned(condemned),
-            control,
-            requests,
-        )
+        return run_heir(lambda: self._app, options, consumer, fds)
 
     def _reap(self) -> None:
         for pid in list(self._pids):

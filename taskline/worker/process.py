@@ -273,12 +273,19 @@ def main(arguments: list[str]) -> int:
     from taskline.log import setup
 
     path, raw, consumer, *descriptors = arguments
-    ledger, condemned, control, requests = map(int, descriptors)
     options = msgspec.json.decode(raw, type=WorkerOptions)
     setup(options.loglevel)
+    return run_heir(lambda: find_app(path), options, consumer, list(map(int, descriptors)))
+
+
+def run_heir(
+    find: Callable[[], Taskline], options: WorkerOptions, consumer: str, descriptors: list[int]
+) -> int:
+    """As `run_child`; the descriptors are of its ledger, condemned, control and requests."""
+    ledger, condemned, control, requests = descriptors
     slots = options.threads + options.async_slots + options.batch_places
     return run_child(
-        lambda: find_app(path),
+        find,
         options,
         consumer,
         Ledger(slots, ledger),

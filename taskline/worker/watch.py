@@ -113,7 +113,6 @@ class Watch:
         if now >= self._next_look:
             self._next_look = now + 0.9 * LOOK_EVERY
             self._look()
-            self.enforce([job for job in self.running() if job.terminate], now)
 
     def look_before_start(self, newest: int | None) -> None:
         """Learn of all revocations up to the cursor `newest`; up to now where it is not known."""

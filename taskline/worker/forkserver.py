@@ -26,10 +26,11 @@ import msgspec
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import find_app
-from taskline.worker.children import Child, Starter, live
+from taskline.worker.child import Child
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
 from taskline.worker.process import MISCONFIGURED, run_heir
+from taskline.worker.starters import Starter, live
 
 log = logging.getLogger("taskline.forkserver")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 START_METHODS = ("fork", "forkserver", "spawn")
-"""How processes are made: see `taskline.worker.children` and `forkserver`."""
+"""How processes are made: see `taskline.worker.starters` and `forkserver`."""
 
 
 class WorkerOptions(msgspec.Struct, kw_only=True):

@@ -1,10 +1,9 @@
 """The parent of a worker's processes.
 
-It has them made (see `children`), replaces those that die, hands back at once
-what a dead one held, ends those whose code is beyond its time limit and does not
-listen, and passes on the order to stop. It runs no task and opens no
-connection, but for the moment of handing back: what is told from afar its processes
-pass on to it. It has one thread.
+It has them made (see `starters`), replaces those that die, has what a dead one held
+handed back at once (see `recovery`), ends those whose code is beyond its time limit and
+does not listen, and passes on the order to stop. It runs no task and opens no connection
+but for handing back: what is told from afar its processes pass on to it. It has one thread.
 """
 
 from __future__ import annotations
@@ -17,46 +16,32 @@ import secrets
 import select
 import signal
 import socket
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import msgspec
 
 from taskline.app import Taskline
-from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import import_included
-from taskline.worker import autoscale, lifetime, status
-from taskline.worker.children import Child, Forking, Spawning, Starter
+from taskline.worker import autoscale, lifetime, starters
+from taskline.worker.bulletin import Bulletin
+from taskline.worker.child import Child
 from taskline.worker.gather import batch_places
-from taskline.worker.ledger import Condemned, Running
-from taskline.worker.options import START_METHODS, WorkerOptions
+from taskline.worker.ledger import Condemned
+from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import RETIRE, STOP, STOP_NOW
-from taskline.worker.probes import Probes, address
-from taskline.worker.process import (
-    DRAINED,
-    MISCONFIGURED,
-    NOT_DRAINED,
-    RECYCLED,
-    served_queues,
-)
+from taskline.worker.probes import address
+from taskline.worker.process import DRAINED, MISCONFIGURED, NOT_DRAINED, RECYCLED
+from taskline.worker.recovery import Recovery
 from taskline.worker.requests import Request, Requests
+from taskline.worker.starters import Forking, Spawning, Starter
 
 log = logging.getLogger("taskline.supervisor")
 
-HARD_LIMIT_MARGIN = 0.5
-"""Seconds that a process has to enforce a time limit itself before it is killed for it."""
-DEAF_AFTER = 0.2
-"""As many where its I/O thread has not even looked since: the task keeps the interpreter."""
 STOP_MARGIN = 5.0
 """Seconds beyond `grace` after which a process that has not stopped is killed."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the processes, at most."""
-BACKOFF_FIRST, BACKOFF_MAX = 0.2, 30.0
-QUICK_DEATH = 2.0
-"""Seconds; a process that did not live longer died young."""
-QUICK_DEATHS_FREE = 5
-"""Young deaths in a row, of processes that had reached their broker, before replacement waits."""
-READY_BACKOFF_MAX = 0.5
-"""The longest such wait: what kills them is a message or a person, and the others' tasks go on."""
 UNFINISHED = 4
 """Exit code where what was to be drained was not, since it is paused."""
 SCHEDULERS = 2
@@ -80,38 +65,25 @@ class Supervisor:
         self._instance = secrets.token_hex(4)
         self._requests: Requests
         self._starter: Starter
-        self._probes: Probes | None = None
-        self._ended = [0, 0, 0]
-        """What the processes that are gone had counted: see `Ledger.ended`."""
-        self._deaths = 0
+        self._bulletin = Bulletin(self.name, self.options, self._clock)
+        self._recovery = Recovery(app, self.options.queues)
         self._to_replace: list[Child] = []
         self._replace_grace = 0.0
         self._children: list[Child] = []
         self._condemned = Condemned()
-        self._to_recover: list[tuple[str, list[str]]] = []
-        self._recover_at = 0.0
-        self._out_of_reach = False
-        """Handing back failed, and that was said."""
         self._signals = 0
         self._obeyed = 0
         self._kill_at = 0.0
-        self._next_status = 0.0
         self._exit_code = 0
         lifetime.check(self.options)
         autoscale.check(self.options)
+        starters.check(self.options)
         most = self.options.max_processes
         self._autoscale = (
             None if most is None else autoscale.Autoscale(self.options.processes, most)
         )
         if self.options.http is not None:
             address(self.options.http)
-        method = self.options.start_method
-        if method not in START_METHODS:
-            raise ConfigurationError(
-                f"start method {method!r}: choose one of {', '.join(START_METHODS)}"
-            )
-        if method != "fork" and not self.options.app_path:
-            raise ConfigurationError(f"start method {method!r} needs app_path='module:attribute'")
 
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT, or until drained; returns the exit code.
@@ -119,44 +91,24 @@ class Supervisor:
         0, or 2 for a wrong configuration, or 4 where paused queues kept it from draining all.
         """
         import_included(self.app)
-        if self.options.http is not None:
-            self._probes = Probes(self.options.http, self._clock)
+        self._bulletin.open()
         self.app.hooks.call("worker_start", self.app)
-        wake, wake_end = os.pipe()
-        os.set_blocking(wake, False)
-        os.set_blocking(wake_end, False)
-        before = {
-            number: signal.signal(number, handler)
-            for number, handler in (
-                (signal.SIGTERM, self._on_signal),
-                (signal.SIGINT, self._on_signal),
-                (signal.SIGCHLD, _ignore),
-            )
-        }
-        previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
-        self._requests = Requests()
-        self._starter = self._make_starter()
-        heard = [wake, self._requests.fileno()]
-        try:
-            self._children = [Child(i, self._slots) for i in range(self.options.processes)]
-            while self._step():
-                heard_now = [*heard, *self._starter.heard()]
-                select.select(heard_now, [], [], self._clock.bound(self._pause()))
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake, 4096)
-        finally:
-            signal.set_wakeup_fd(previous_fd)
-            for number, old in before.items():
-                signal.signal(number, old)
-            os.close(wake)
-            os.close(wake_end)
-            self._starter.close()
-            self._requests.close()
-            if self._probes is not None:
-                self._probes.close()
-        if self.options.status_file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.options.status_file)
+        with _signals_wake(self._on_signal) as wake:
+            self._requests = Requests()
+            self._starter = self._make_starter()
+            heard = [wake, self._requests.fileno()]
+            try:
+                self._children = [Child(i, self._slots) for i in range(self.options.processes)]
+                while self._step():
+                    heard_now = [*heard, *self._starter.heard()]
+                    select.select(heard_now, [], [], self._clock.bound(self._pause()))
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake, 4096)
+            finally:
+                self._starter.close()
+                self._requests.close()
+                self._bulletin.close()
+        self._bulletin.remove_file()
         self.app.hooks.call("worker_stop", self.app)
         log.info("stopped")
         return self._exit_code
@@ -171,17 +123,16 @@ class Supervisor:
         for request in self._requests.take():
             self._obey_request(request)
         self._obey_signals(now)
-        self._say_status(now)
-        if self._to_recover and now >= self._recover_at:
-            self._recover(now)
+        self._bulletin.say(now, self._children, self.wanted, bool(self._obeyed))
+        self._recovery.look(now)
         if self._obeyed:
             if now >= self._kill_at:
                 for child in self._children:
                     if child.pid:
                         log.warning("process %d has not stopped in time: killed", child.pid)
-                        _kill(child)
+                        child.kill()
             alive = any(child.pid for child in self._children)
-            return alive or (bool(self._to_recover) and now < self._kill_at)
+            return alive or (self._recovery.pending and now < self._kill_at)
         for child in list(self._children):
             if not child.pid and now >= child.start_at and self._starter.can_start:
                 self._start(child)
@@ -194,9 +145,8 @@ class Supervisor:
         if self._to_replace:
             self._replace_next(now)
         if self._autoscale is not None and now >= self._autoscale.next_sample:
-            staying = (child for child in self._children if not child.succeeded)
-            self._autoscale.sample(now, sum(len(child.ledger.running()) for child in staying))
-        return bool(self._children or self._to_recover)
+            self._autoscale.sample(now, sum(len(each.ledger.running()) for each in self._staying))
+        return bool(self._children) or self._recovery.pending
 
     def _pause(self) -> float:
         """Seconds until something is due besides signals."""
@@ -207,9 +157,8 @@ class Supervisor:
                 if self._starter.can_start:
                     pause = min(pause, max(0.0, child.start_at - now))
                 continue
-            for running in child.ledger.running():
-                if running.deadline:
-                    pause = min(pause, running.deadline + _margin(child, running) - now)
+            for kill_at, _ in child.limits():
+                pause = min(pause, kill_at - now)
         if self._obeyed:
             pause = min(pause, max(0.01, self._kill_at - now))
         elif self._autoscale is not None:
@@ -219,10 +168,7 @@ class Supervisor:
     # ---- starting
 
     def _start(self, child: Child) -> None:
-        child.ledger.reset()
-        child.last_beat, child.silent = 0.0, 0.0
-        child.started_at = self._clock.monotonic()
-        read_end, child.control = os.pipe()
+        read_end = child.begin(self._clock.monotonic())
         options = msgspec.structs.replace(
             self.options,
             name=self.name,
@@ -236,17 +182,15 @@ class Supervisor:
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
         child.pid = self._starter.start(child, options, read_end)
         os.close(read_end)
-        if not child.pid:
-            os.close(child.control)
-            child.control = -1
-            return
-        log.info("process %d started", child.pid)
+        if child.pid:
+            log.info("process %d started", child.pid)
+        else:
+            child.ended()
 
     def _leave(self) -> None:
         """Close what is the supervisor's alone, in a process that was forked of it."""
         self._requests.only_write()
-        if self._probes is not None:
-            self._probes.only_parent()
+        self._bulletin.only_parent()
         for other in self._children:
             # A sibling must see its pipe's end when the supervisor dies.
             if other.control >= 0:
@@ -274,11 +218,10 @@ class Supervisor:
 
     def _buried(self, child: Child, code: int) -> None:
         """A process has ended: hand back what it held, and see to its replacement."""
-        pid, child.pid = child.pid, 0
-        os.close(child.control)
-        self._ended = [*map(sum, zip(self._ended, child.ledger.ended, strict=True))]
-        self._deaths += code not in (0, RECYCLED, DRAINED, NOT_DRAINED)
-        child.control = -1
+        pid = child.pid
+        child.ended()
+        crashed = code not in (0, RECYCLED, DRAINED, NOT_DRAINED)
+        self._bulletin.count(child, crashed=crashed)
         now = self._clock.monotonic()
         if code == MISCONFIGURED and not child.ledger.ready and not self._works():
             self._exit_code = MISCONFIGURED
@@ -292,8 +235,7 @@ class Supervisor:
             self._children.remove(child)
             return
         if started or code not in (0, RECYCLED):
-            self._to_recover.append((child.consumer, started))
-            self._recover_at = now
+            self._recovery.add(child.consumer, started, now)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._obeyed or child.succeeded:
             log.info("process %d ended (%s)", pid, how)
@@ -303,24 +245,11 @@ class Supervisor:
             self._children.remove(child)
 
     def _works(self) -> bool:
-        return any(child.pid and child.ledger.ready for child in self._children)
+        return any(child.works for child in self._children)
 
     def _replace(self, child: Child, now: float, what: str, *, recycled: bool) -> None:
-        """Start a child's successor: at once, or later each time if they die young.
-
-        Those that did not even reach their broker are counted, and wait, by themselves.
-        """
-        ready = child.ledger.ready
-        # However long it took to come to nothing: a slow machine must not begin anew at once.
-        young = not recycled and (not ready or now - child.started_at <= QUICK_DEATH)
-        if not young or ready != child.was_ready:
-            child.quick_deaths = 0
-        child.was_ready = ready
-        child.quick_deaths += young
-        free, longest = (QUICK_DEATHS_FREE, READY_BACKOFF_MAX) if ready else (0, BACKOFF_MAX)
-        delay = 0.0
-        if child.quick_deaths > free:
-            delay = min(BACKOFF_FIRST * 2.0 ** (child.quick_deaths - free - 1), longest)
+        """Have a successor started of a process that has ended, at once or later."""
+        delay = child.backoff(now, recycled=recycled)
         child.start_at = now + delay
         if delay:
             log.error(
@@ -329,93 +258,22 @@ class Supervisor:
         else:
             log.log(logging.INFO if recycled else logging.WARNING, "%s: replaced", what)
 
-    def _recover(self, now: float) -> None:
-        """Hand back what dead processes held. A broker out of reach is asked again each second."""
-        try:
-            transport = self.app.open_transport_for(self.options.queues or served_queues(self.app))
-            try:
-                while self._to_recover:
-                    consumer, started = self._to_recover[-1]
-                    count = transport.recover(consumer, started)
-                    self._to_recover.pop()
-                    if count:
-                        log.warning("handed back %d messages of a dead process", count)
-            finally:
-                transport.close()
-        except TasklineError as error:
-            self._recover_at = now + 1.0
-            if not self._out_of_reach:
-                log.error("cannot hand back what a dead process held: %s; trying again", error)
-            self._out_of_reach = True
-        else:
-            self._out_of_reach = False
-
-    def _is_hung(self, child: Child, now: float) -> bool:
-        """Whether its I/O thread has given no sign for long, while we were looking.
-
-        A machine that sleeps, or a group of processes that is paused, is not hung.
-        """
-        beat = child.ledger.beaten
-        watched, child.looked_at = now - child.looked_at, now
-        if beat != child.last_beat or not child.ledger.ready:
-            child.last_beat, child.silent = beat, 0.0
-            return False
-        child.silent += min(watched, LOOK_EVERY)
-        return child.silent > self.options.hung_after
-
-    def _say_status(self, now: float) -> None:
-        file, probes = self.options.status_file, self._probes
-        if (file is None and probes is None) or now < self._next_status:
-            return
-        self._next_status = now + status.WRITE_EVERY
-        said = self._status()
-        if file is not None:
-            status.write(file, said)
-        if probes is not None:
-            probes.tell(said)
-
-    def _status(self) -> status.Status:
-        alive = [child for child in self._children if child.pid]
-        running = [child.ledger.running() for child in alive]
-        counts = zip(self._ended, *(child.ledger.ended for child in alive), strict=True)
-        processes = [
-            status.ProcessStatus(
-                child.pid,
-                child.ledger.ready,
-                child.silent,
-                [each.id for each in tasks],
-            )
-            for child, tasks in zip(alive, running, strict=True)
-        ]
-        return status.Status(
-            self.name,
-            os.getpid(),
-            self._clock.time(),
-            self.wanted,
-            bool(self._obeyed),
-            processes,
-            dict(zip(("done", "retried", "failed"), map(sum, counts), strict=True)),
-            self._deaths,
-            min((each.started for tasks in running for each in tasks), default=None),
-            sum(lifetime.resident(child.pid) for child in alive),
-        )
-
     def _enforce(self, child: Child, now: float) -> None:
-        if self._is_hung(child, now):
+        if child.is_hung(now, self.options.hung_after):
             log.critical(
                 "process %d gives no sign: its I/O thread has hung for %.0f s: killed",
                 child.pid,
                 child.silent,
             )
-            _kill(child)
+            child.kill()
             return
         if now >= child.kill_at:
             log.warning("process %d has not stopped in time: killed", child.pid)
-            _kill(child)
+            child.kill()
             return
         if now >= child.stop_at:
             child.stop_at, child.kill_at = math.inf, now + STOP_MARGIN
-            self._tell(child, STOP_NOW)
+            child.tell(STOP_NOW)
         limit = self.options.memory_limit
         if limit is not None and (size := lifetime.resident(child.pid)) > limit:
             log.error(
@@ -424,30 +282,32 @@ class Supervisor:
                 lifetime.mebibytes(size),
                 lifetime.mebibytes(limit),
             )
-            _kill(child)
+            child.kill()
             return
-        for running in child.ledger.running():
-            if running.deadline and now > running.deadline + _margin(child, running):
+        for kill_at, running in child.limits():
+            if now > kill_at:
                 log.error(
                     "task %s is over its time limit and process %d does not react: killed",
                     running.id,
                     child.pid,
                 )
                 self._condemned.add(running.id)
-                _kill(child)
+                child.kill()
                 return
 
     # ---- told from afar
+
+    @property
+    def _staying(self) -> list[Child]:
+        """The children that are to take messages: not those that end after what they run."""
+        return [child for child in self._children if not child.succeeded]
 
     def scale(self, count: int) -> None:
         """Have so many processes from now on; those that are too many end after their tasks."""
         if count != self.wanted:
             log.info("%d processes from now on, after %d", count, self.wanted)
         self.wanted = count
-        staying = sorted(
-            (child for child in self._children if not child.succeeded),
-            key=lambda child: child.number,
-        )
+        staying = sorted(self._staying, key=lambda child: child.number)
         for child in staying[count:]:
             self._retire(child)
         taken = {child.number for child in staying}
@@ -462,15 +322,15 @@ class Supervisor:
         handed back.
         """
         self._replace_grace = self._grace if grace is None else grace
-        self._to_replace = [child for child in self._children if child.pid and not child.succeeded]
+        self._to_replace = [child for child in self._staying if child.pid]
         self._starter.renew()
         log.info("replacing %d processes, one after the other", len(self._to_replace))
 
     def _replace_next(self, now: float) -> None:
         if not self._starter.is_fresh:
             return
-        staying = [child for child in self._children if not child.succeeded]
-        if any(not child.pid or not child.ledger.ready for child in staying):
+        staying = self._staying
+        if not all(child.works for child in staying):
             return
         child = self._to_replace.pop(0)
         if child in staying:
@@ -487,7 +347,7 @@ class Supervisor:
             return
         child.succeeded = True
         child.stop_at = stop_at
-        self._tell(child, RETIRE if child.ledger.ready else STOP)
+        child.tell(RETIRE if child.ledger.ready else STOP)
 
     def _obey_request(self, request: Request) -> None:
         if request.what == "load":
@@ -537,22 +397,26 @@ class Supervisor:
             log.info("stopping: running tasks have %.0f s (again to stop now)", self._grace)
         for child in self._children:
             if child.pid:
-                self._tell(child, STOP_NOW if again else STOP)
-
-    def _tell(self, child: Child, order: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(child.control, order)
+                child.tell(STOP_NOW if again else STOP)
 
 
-def _kill(child: Child) -> None:
-    # Where it is not our own child it may be gone and waited for, and we not yet told.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child.pid, signal.SIGKILL)
-
-
-def _margin(child: Child, running: Running) -> float:
-    """Seconds beyond its limit after which the process of a task is killed."""
-    return DEAF_AFTER if child.ledger.beaten < running.deadline else HARD_LIMIT_MARGIN
+@contextlib.contextmanager
+def _signals_wake(stop: Callable[[int, FrameType | None], None]) -> Iterator[int]:
+    """A descriptor that signals make readable; those that end a program call `stop` instead."""
+    wake, wake_end = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(wake_end, False)
+    handlers = ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGCHLD, _ignore))
+    before = {number: signal.signal(number, handler) for number, handler in handlers}
+    previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+    try:
+        yield wake
+    finally:
+        signal.set_wakeup_fd(previous_fd)
+        for number, old in before.items():
+            signal.signal(number, old)
+        os.close(wake)
+        os.close(wake_end)
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:

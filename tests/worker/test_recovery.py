@@ -13,8 +13,8 @@ from taskline.clock import ManualClock
 from taskline.errors import TransportError
 from taskline.message import new_id
 from taskline.transports.base import Transport
-from taskline.worker import Supervisor
-from taskline.worker.supervisor import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
+from taskline.worker.child import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
+from taskline.worker.recovery import RETRY_AFTER, Recovery
 
 
 @pytest.fixture
@@ -91,55 +91,50 @@ def test_one_that_was_lost_again_stays_alone(app: Taskline, clock: ManualClock) 
     assert [slot.current is not None for slot in bench.io.slots].count(True) == 1
 
 
-@pytest.fixture
-def supervisor(clock: ManualClock) -> Supervisor:
-    name = f"memory://{new_id()}"
-    return Supervisor(Taskline("test", broker=name, backend=name, clock=clock))
-
-
-def die_young(supervisor: Supervisor, child: Child, clock: ManualClock, *, ready: bool) -> float:
+def die_young(child: Child, clock: ManualClock, *, ready: bool) -> float:
     """Let a process die 0.1 s after its start; returns how long its successor waits."""
     child.ledger.reset()
     child.started_at = clock.monotonic()
     clock.advance(0.1)
     if ready:
         child.ledger.mark_ready(clock.monotonic())
-    supervisor._replace(child, clock.monotonic(), "it died", recycled=False)
-    return child.start_at - clock.monotonic()
+    return child.backoff(clock.monotonic(), recycled=False)
 
 
 def test_processes_that_are_killed_again_and_again_are_replaced_within_half_a_second(
-    supervisor: Supervisor, clock: ManualClock
+    clock: ManualClock,
 ) -> None:
     child = Child(0, 1)
-    waits = [die_young(supervisor, child, clock, ready=True) for _ in range(40)]
+    waits = [die_young(child, clock, ready=True) for _ in range(40)]
     assert waits[:QUICK_DEATHS_FREE] == [0.0] * QUICK_DEATHS_FREE
     assert max(waits) == pytest.approx(READY_BACKOFF_MAX)
     assert READY_BACKOFF_MAX < 1.0
 
 
 def test_processes_that_do_not_reach_their_broker_wait_longer_each_time(
-    supervisor: Supervisor, clock: ManualClock
+    clock: ManualClock,
 ) -> None:
     child = Child(0, 1)
-    waits = [die_young(supervisor, child, clock, ready=False) for _ in range(12)]
+    waits = [die_young(child, clock, ready=False) for _ in range(12)]
     assert all(0 < wait < later for wait, later in itertools.pairwise(waits[:8]))
     assert waits[-1] == pytest.approx(BACKOFF_MAX)
 
 
 def test_a_death_before_the_broker_was_reached_is_not_added_to_those_of_others(
-    supervisor: Supervisor, clock: ManualClock
+    clock: ManualClock,
 ) -> None:
     child = Child(0, 1)
     for _ in range(20):
-        die_young(supervisor, child, clock, ready=True)
-    assert die_young(supervisor, child, clock, ready=False) < 1.0
+        die_young(child, clock, ready=True)
+    assert die_young(child, clock, ready=False) < 1.0
 
 
 def test_a_broker_out_of_reach_is_told_once(
-    supervisor: Supervisor, clock: ManualClock, caplog: pytest.LogCaptureFixture
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app, out_of_reach = supervisor.app, True
+    name = f"memory://{new_id()}"
+    app, out_of_reach = Taskline("test", broker=name, backend=name, clock=clock), True
+    recovery = Recovery(app, [])
     really_open = app.open_transport
 
     def open_transport() -> Transport:
@@ -148,14 +143,16 @@ def test_a_broker_out_of_reach_is_told_once(
         return really_open()
 
     app.open_transport = open_transport  # type: ignore[method-assign]
-    supervisor._to_recover.append(("dead-1", []))
+    recovery.add("dead-1", [], clock.monotonic())
     for _ in range(5):
-        supervisor._recover(clock.monotonic())
+        recovery.look(clock.monotonic())
+        clock.advance(RETRY_AFTER)
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert recovery.pending
     out_of_reach = False
-    supervisor._recover(clock.monotonic())
-    assert not supervisor._to_recover
+    recovery.look(clock.monotonic())
+    assert not recovery.pending
     out_of_reach = True
-    supervisor._to_recover.append(("dead-2", []))
-    supervisor._recover(clock.monotonic())
+    recovery.add("dead-2", [], clock.monotonic())
+    recovery.look(clock.monotonic())
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]

@@ -14,12 +14,11 @@ import pytest
 from stage import PATIENCE, Stage
 from workbench import until
 
-from taskline import Taskline
 from taskline.clock import ManualClock
 from taskline.errors import ConfigurationError
-from taskline.worker import Supervisor, WorkerOptions, status
+from taskline.worker import status
+from taskline.worker.child import Child
 from taskline.worker.status import ProcessStatus, Status
-from taskline.worker.supervisor import Child
 
 
 def status_of(*ready: bool, at: float = 100.0, stopping: bool = False) -> Status:
@@ -65,18 +64,16 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 class Watched:
-    """A supervisor that looks at one process when the test says so."""
+    """One process, at which the test looks when it likes."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        app = Taskline("watched", broker="memory://", clock=self.clock)
-        self.supervisor = Supervisor(app, WorkerOptions(hung_after=60.0))
         self.child = Child(0, 1)
         self.child.ledger.mark_ready(1.0)
 
     def look(self, seconds: float) -> bool:
         self.clock.advance(seconds)
-        return self.supervisor._is_hung(self.child, self.clock.monotonic())
+        return self.child.is_hung(self.clock.monotonic(), after=60.0)
 
     def beat(self) -> None:
         self.child.ledger.beat(self.clock.monotonic())

@@ -1,4 +1,4 @@
-"""The processes of a supervisor: what it knows of one, and two ways to make one.
+"""How a supervisor makes its processes: two of three ways.
 
 The third, a server that forks them, is in `taskline.worker.forkserver`.
 """
@@ -6,7 +6,6 @@ The third, a server that forks them, is in `taskline.worker.forkserver`.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -17,37 +16,14 @@ from typing import NoReturn
 import msgspec
 
 from taskline.app import Taskline
-from taskline.worker.ledger import Condemned, Ledger
-from taskline.worker.options import WorkerOptions
+from taskline.errors import ConfigurationError
+from taskline.worker.child import Child
+from taskline.worker.ledger import Condemned
+from taskline.worker.options import START_METHODS, WorkerOptions
 from taskline.worker.process import run_child
 
 SPAWNED = "import sys; from taskline.worker import process; sys.exit(process.main(sys.argv[1:]))"
 """What a spawned process runs: with -m Python would warn that the module is imported already."""
-
-
-class Child:
-    """One process and what the supervisor knows of it."""
-
-    def __init__(self, number: int, slots: int) -> None:
-        self.number = number
-        self.ledger = Ledger(slots)
-        self.pid = 0
-        self.control = -1
-        self.consumer = ""
-        self.quick_deaths = 0
-        self.was_ready = False
-        """Whether the process before had reached its broker."""
-        self.started_at = 0.0
-        self.start_at = 0.0
-        self.last_beat = 0.0
-        self.looked_at = 0.0
-        self.silent = 0.0
-        """Seconds for which it was watched, and gave no sign after `last_beat`."""
-        self.succeeded = False
-        """It takes no more, and another has its number, or none shall."""
-        self.stop_at = math.inf
-        """When it is told to hand back what it still runs."""
-        self.kill_at = math.inf
 
 
 class Starter:
@@ -160,3 +136,14 @@ def live(run: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def check(options: WorkerOptions) -> None:
+    """Raise `ConfigurationError` for a start method that there is not, or that lacks the app."""
+    method = options.start_method
+    if method not in START_METHODS:
+        raise ConfigurationError(
+            f"start method {method!r}: choose one of {', '.join(START_METHODS)}"
+        )
+    if method != "fork" and not options.app_path:
+        raise ConfigurationError(f"start method {method!r} needs app_path='module:attribute'")

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskline.kafka.marks import Marks, decode, encode
+from taskline.kafka.marks import NEVER, Marks, decode, encode
 from taskline.transports.kafka.partition import Partition
 from taskline.transports.kafka.records import Entry
 
@@ -64,6 +64,7 @@ class Log:
         elif what == "take":
             if not partition.ready() and partition.ready(beyond_reach=True):
                 self.commit()
+                assert partition.ready() or partition.cut, "a commit allows what is ready"
             for each in partition.take(1 + number % 4, LONG, "w", self.serials, "m"):
                 offset = each.receipt.offset
                 assert offset not in self.sure, "finished and committed, and handed over again"
@@ -141,3 +142,21 @@ def test_a_full_window_stops_its_partition_until_the_first_is_done() -> None:
     partition.finish(first.receipt.offset)
     assert partition.ready()
     assert partition.marks().offset == 5
+
+
+def test_what_is_ready_far_beyond_what_is_held_is_handed_over_after_one_commit() -> None:
+    """All between the two was finished before the partition was taken over."""
+    partition = Partition("t", 0, "q", Marks(100, 100, 300, {100: NEVER}))
+    for offset in (100, *range(300, 303)):
+        partition.add(Entry(offset, str(offset), b""))
+    partition.committed(partition.marks(), 300, [])
+    serials = count()
+    (first,) = partition.take(1, LONG, "w", serials, "m")
+    assert first.receipt.offset == 100
+    assert partition.ready(beyond_reach=True)
+    partition.committed(partition.marks(), 300, [])
+    assert [each.receipt.offset for each in partition.take(9, LONG, "w", serials, "m")] == [
+        300,
+        301,
+        302,
+    ]

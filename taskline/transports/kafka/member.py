@@ -110,22 +110,25 @@ class Member:
         self._subscribe(queues)
         end = self._clock.monotonic() + wait
         self._asking = True
+        tried = False
         try:
             while True:
                 with self._changed:
                     until = self._clock.monotonic() + lease
                     taken, blocked = self.assignment.take(queues, limit, until, consumer)
-                    if not taken and not blocked:
+                    if not taken and (tried or not blocked):
                         left = end - self._clock.monotonic()
                         over = self.assignment.over or self._failure is not None
                         if self._interrupted or left <= 0 or over:
                             self._interrupted = False
                             break
-                        self._changed.wait(self._clock.bound(left))
+                        if not blocked:
+                            self._changed.wait(self._clock.bound(left))
                 if taken:
                     return taken
                 if blocked:
                     self.receipts.commit(blocked)
+                    tried = True
         finally:
             self._asking = False
             self._asked_at = self._clock.monotonic()

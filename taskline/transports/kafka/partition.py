@@ -314,7 +314,9 @@ class Partition:
                 unfinished.setdefault(each, NEVER)
         reach = max(offset, self._unclean)
         if not closing:
-            reach = max(self.reach, self._handed + self._slack, offset)
+            # What is ready may lie far beyond what was handed over, all between being finished.
+            following = max(self._handed, self._ready[0] if self._ready else 0)
+            reach = max(self.reach, following + self._slack, offset)
         return Marks(offset, reach, max(upper, offset), unfinished)
 
     def committed(self, marks: Marks, told: int, sure: list[int]) -> None:

@@ -190,6 +190,12 @@ class Job:
         self.started = now
         return min(self.deadline or self.soft_deadline, self.soft_deadline or self.deadline)
 
+    def cancelled_by(self, error: BaseException) -> BaseException:
+        """What ended its coroutine by a cancellation, and where."""
+        if self.interrupted is None:
+            return error
+        return self.interrupted.with_traceback(error.__traceback__)
+
     def run_members(self, runner: Runner, gate: Gate | None) -> None:
         """Run a batch: see `gather.BatchJob`."""
         raise NotImplementedError
@@ -316,12 +322,17 @@ class Runner:
             try:
                 if task.hooks is not None:
                     await task.hooks.await_all("before_run", job.request)
-                value = await task.run(args, kwargs)
+                running = task.run(args, kwargs)
+                if job.soft_deadline:
+                    from taskline.worker.steered import steered
+
+                    running = steered(running, job)
+                value = await running
             finally:
                 context.deactivate(token)
         except CancelledError as error:
             if not job.abandoned:
-                self.failed(job, job.interrupted or error)
+                self.failed(job, job.cancelled_by(error))
         except BaseException as error:
             self.failed(job, error)
         else:

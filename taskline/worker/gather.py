@@ -88,12 +88,17 @@ class BatchJob(Job):
             token = context.activate(batch)
             try:
                 try:
-                    values = await task.call_batch(self._items)
+                    running = task.call_batch(self._items)
+                    if self.soft_deadline:
+                        from taskline.worker.steered import steered
+
+                        running = steered(running, self)
+                    values = await running
                 finally:
                     context.deactivate(token)
             except CancelledError as error:
                 if not self.abandoned:
-                    runner.failed(self, self.interrupted or error)
+                    runner.failed(self, self.cancelled_by(error))
             except BaseException as error:
                 runner.failed(self, error)
             else:

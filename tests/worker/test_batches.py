@@ -17,6 +17,7 @@ from taskline import (
     InvalidArguments,
     Reject,
     Retry,
+    SoftTimeout,
     Taskline,
     TasklineError,
     TaskRejected,
@@ -155,6 +156,20 @@ def test_coroutines_are_batches_too(app: Taskline) -> None:
     with working(app, schedule=False):
         assert results.get(timeout=20) == [2 * each for each in range(35)]
         assert others.get(timeout=20) == list(range(10))
+
+
+def test_a_batch_of_a_coroutine_may_tidy_up_at_its_soft_limit(app: Taskline) -> None:
+    @app.task(batch=10, soft_timeout=0.05)
+    async def double(numbers: list[int]) -> list[str]:
+        try:
+            await asyncio.sleep(3600)
+        except SoftTimeout:
+            return ["in time"] * len(numbers)
+        return []
+
+    results = double.map(range(3))
+    with working(app, schedule=False):
+        assert results.get(timeout=20) == ["in time"] * 3
 
 
 def test_other_tasks_of_the_queue_go_on(app: Taskline) -> None:

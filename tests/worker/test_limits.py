@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -279,6 +280,85 @@ def test_a_soft_timeout_cancels_a_coroutine_which_may_tidy_up(app: Taskline) -> 
         assert tidy.delay().get(timeout=30) == "tidied up"
         with pytest.raises(SoftTimeout):
             untidy.delay().get(timeout=30)
+
+
+def test_a_soft_timeout_is_one_in_a_coroutine_too(app: Taskline) -> None:
+    cancelled = []
+
+    @app.task(soft_timeout=0.05)
+    async def tidy() -> str:
+        try:
+            await asyncio.gather(child(), child())
+        except SoftTimeout as error:
+            await asyncio.wait_for(asyncio.sleep(0), 30)
+            return str(error)
+        return "never"
+
+    async def child() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    @app.task(soft_timeout=0.05)
+    async def untidy() -> None:
+        await asyncio.sleep(3600)
+
+    with working(app):
+        assert tidy.delay().get(timeout=30).startswith("the soft time limit passed after ")
+        with pytest.raises(SoftTimeout):
+            untidy.delay().get(timeout=30)
+    assert cancelled == [1, 1]
+    (letter,) = app.transport.dead_letters()
+    assert letter.reason.startswith("SoftTimeout: ")
+    assert "in untidy" in letter.traceback
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup came with Python 3.11")
+def test_a_soft_timeout_ends_what_a_task_group_has_begun(app: Taskline) -> None:
+    ended = []
+
+    @app.task(soft_timeout=0.05)
+    async def many() -> int:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(3):
+                    group.create_task(child())
+        except SoftTimeout:
+            async with asyncio.timeout(30):
+                await asyncio.sleep(0)
+            return len(ended)
+        return -1
+
+    async def child() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(1)
+
+    with working(app):
+        assert many.delay().get(timeout=30) == 3
+
+
+def test_a_soft_timeout_that_is_caught_leaves_the_hard_one(app: Taskline) -> None:
+    caught = asyncio.Event()
+
+    @app.task(soft_timeout=0.05, timeout=3600)
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except SoftTimeout:
+            caught.set()
+            await asyncio.sleep(3600)
+
+    with working(app) as worker:
+        result = stubborn.delay()
+        until(caught.is_set)
+        (job,) = worker.io._watch.running()
+        job.deadline = app.clock.monotonic()
+        with pytest.raises(TaskTimeout, match="longer than its timeout of 3600 s"):
+            result.get(timeout=30)
 
 
 @pytest.mark.usefixtures("hurry")

@@ -100,7 +100,7 @@ class Hand:
     @property
     def held(self) -> set[str]:
         """The ids of the messages that this worker holds."""
-        return {delivery.id for delivery in self.io._settlements.held}
+        return {delivery.id for delivery in self.io.held}
 
     def turn(self) -> bool:
         """Receive, run and settle what is there; whether there was anything to run."""

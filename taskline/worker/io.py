@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 
 from taskline.app import Taskline
@@ -22,6 +22,7 @@ from taskline.message import Delivery
 from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
 from taskline.worker.autoscale import Gauge
+from taskline.worker.dispatch import Dispatch
 from taskline.worker.execute import Job, Runner
 from taskline.worker.flows import Flows
 from taskline.worker.gather import Gather, expanded
@@ -30,9 +31,9 @@ from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.limits import Limiter
 from taskline.worker.outage import Outage
-from taskline.worker.prefetch import PATIENCE, Prefetch
-from taskline.worker.quarantine import Quarantine
+from taskline.worker.prefetch import Prefetch
 from taskline.worker.remote import Remote
+from taskline.worker.report import Reporter
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
 from taskline.worker.turns import Turns
@@ -109,7 +110,6 @@ class IOThread:
             ThreadSlot(i, self.exchange, runner, ledger, self._clock) for i in range(slots)
         ]
         kinds = {task.is_async for task in app.tasks.values()}
-        self._serves_sync = kinds != {True}
         self.async_slots = (
             AsyncSlots(async_slots, slots, self.exchange, runner, ledger, self._clock)
             if True in kinds
@@ -118,31 +118,21 @@ class IOThread:
         self._prefetch = Prefetch(slots, prefetch)
         self._next_renewal = 0.0
         self._next_upkeep = 0.0
-        self._taken = 0
-        self._taken_at = 0.0
         self._receiving: Transport | None = None
         self._stop_by: float | None = None
         self._outage = Outage(self._clock)
-        self._full_until = 0.0
-        """Until then no coroutine is asked for while none could run."""
-        self._crowded_until = 0.0
-        """Until then idle places for coroutines are no reason to ask for more."""
-        self._sparse_until = 0.0
-        """Until then room in batches is no reason to ask for more."""
         self._gather = (
             Gather(ledger, range(slots + async_slots, slots + async_slots + batch_places))
             if any(task.batch for task in app.tasks.values())
             else None
         )
-        self._limiter: Limiter | None = None
-        """Where there are limits."""
         self._rates: Mapping[str, str] = {}
         """The rates that it was told last."""
         self._transport: Transport
         self._backend: Backend | None
         self._settlements: Settlements
         self._watch: Watch
-        self._quarantine: Quarantine
+        self._dispatch: Dispatch
         self._admission: Admission
         self.ready = threading.Event()
         """Set once the broker and the backend were reached."""
@@ -155,6 +145,11 @@ class IOThread:
         receiving = self._receiving
         if receiving is not None:
             receiving.interrupt()
+
+    @property
+    def held(self) -> Collection[Delivery]:
+        """What this process holds: received, and not settled yet."""
+        return self._settlements.held
 
     @property
     def stopping(self) -> bool:
@@ -217,8 +212,15 @@ class IOThread:
             self._ledger,
             self._clock,
         )
-        self._quarantine = Quarantine(
-            self._settlements, self.exchange, self.slots, self.async_slots, self._clock
+        self._dispatch = Dispatch(
+            self._app,
+            self._settlements,
+            self.exchange,
+            self.slots,
+            self.async_slots,
+            self._prefetch,
+            self._gather,
+            self._lifetime,
         )
         self._admission = Admission(
             self._app,
@@ -234,7 +236,9 @@ class IOThread:
         if self.async_slots is not None:
             self._app.resources.loop = self.async_slots.open()
         if self._remote is not None:
-            self._remote.report(
+            self._remote.reporter = Reporter(
+                self._app,
+                self._remote.options,
                 self._consumer,
                 self._queues,
                 self._settlements,
@@ -243,7 +247,7 @@ class IOThread:
                 self.slots,
                 self.async_slots,
             )
-        now = self._taken_at = self._fed_at = self._starved_at = self._clock.monotonic()
+        now = self._fed_at = self._starved_at = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:
             self._ledger.mark_ready(now)
@@ -258,7 +262,7 @@ class IOThread:
         if self._ledger is not None:
             self._ledger.beat(now, *self._settlements.counts.values())
         self._event.clear()
-        self._collect()
+        self._dispatch.collect()
         running = self._watch.running()
         if running:
             self._watch.enforce(running, now)
@@ -303,12 +307,12 @@ class IOThread:
         if now >= self._next_renewal:
             # Before the flush: what was lost while this process was paused is not settled.
             self._settlements.renew(self._lease)
-            if self._limiter is not None:
-                self._limiter.renew()
+            if self._dispatch.limiter is not None:
+                self._dispatch.limiter.renew()
             self._next_renewal = now + self._lease / 3
         self._settlements.flush()
-        self._hand_back_stuck(now)
-        self._quarantine.place()
+        self._dispatch.hand_back_stuck(now)
+        self._dispatch.begin_suspect()
         if self._remote is not None:
             self.state = self._remote.look(now, self.stopping)
             if self.state.paused or self._turns.paused:
@@ -333,46 +337,33 @@ class IOThread:
         held = self._settlements.held
         if any(delivery.queue in fresh and not job.started for delivery, job in held.items()):
             # Of other queues too: what was held of those comes again at once.
-            self._quarantine.hand_back()
-            self._settlements.give_back(self.exchange.take_back())
-            if self._gather is not None:
-                self._settlements.give_back(self._gather.take_back())
-            if self._limiter is not None:
-                self._limiter.take_back()
+            self._dispatch.take_back()
             self._settlements.flush()
 
     def _wait_and_receive(self, now: float, patience: float) -> None:
-        if self._limiter is not None and now >= self._outage.retry_at and not self.stopping:
-            self._begin_limited(now, self._limiter)
+        if now >= self._outage.retry_at and not self.stopping:
+            self._dispatch.begin_limited(now)
         waiting = self.exchange.ready.qsize()
         if waiting and now >= self._outage.retry_at:
             # Slots are busy and have more to do: let finished jobs gather.
             self._event.wait(self._clock.bound(min(LINGER, patience)))
             if self.exchange.done and len(self._settlements.held) <= len(self.slots):
                 return  # What was taken in has ended, or will in a moment: its results come first.
-            if not self.stopping and (room := self._room(now, self.exchange.ready.qsize())) > 0:
+            waiting = self.exchange.ready.qsize()
+            if not self.stopping and (room := self._dispatch.room(now, waiting)) > 0:
                 self._receive(room, 0.0)
             return
         until = self.exchange.looks_at = min(now + patience, self._next_renewal)
-        if self.async_slots is not None and self.async_slots.waiting:
-            until = min(until, self.async_slots.moved_at + PATIENCE)
         until = self._watch.next_due(self._watch.running(), until)
         if self._settlements.held:
             until = min(until, now + LOOK_EVERY)  # for revocations
-        if self._gather is not None:
-            self._begin_batches(now, self._gather)
-            due = self._gather.next_due()
-            if due > now:
-                until = min(until, due)
-        if self._limiter is not None:
-            due = now if self._limiter.more else self._limiter.next_due()
-            if due > now or self._limiter.more:
-                until = min(until, due)
+        self._dispatch.begin_batches(now)
+        until = self._dispatch.next_due(now, until)
         if now < self._outage.retry_at:
             self._sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:
             self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
-        elif (room := self._room(now, 0)) > 0:
+        elif (room := self._dispatch.room(now, 0)) > 0:
             self._receive(room, until - now)
         else:
             self._sleep(until - now)
@@ -383,45 +374,16 @@ class IOThread:
             self._event.wait(self._clock.bound(seconds))
         self.exchange.waiting = False
 
-    def _room(self, now: float, waiting: int) -> int:
-        """How many messages to ask for, when so many wait for a thread."""
-        idle_async = self.async_slots.idle if self.async_slots is not None else 0
-        limiter = self._limiter
-        if limiter is not None:
-            waiting += limiter.ready(now, False)
-            idle_async = max(0, idle_async - limiter.ready(now, True))
-        if not idle_async and now < self._full_until:
-            return 0
-        room = self._sync_room(waiting) if self._serves_sync else 0
-        if waiting:
-            # Refill in large steps; a coroutine's slot does not justify more `def` tasks waiting.
-            room = room if room > self._prefetch.target() // 2 else 0
-        elif now >= self._crowded_until:
-            room = max(room, idle_async)
-        if self._gather is not None and now >= self._sparse_until and (room or idle_async):
-            room = max(room, self._gather.room(self._app.tasks.values()))
-        if limiter is not None and room > 0:
-            room = max(room, limiter.eager)
-        if self._lifetime is not None:
-            held = len(self._settlements.held) - (0 if limiter is None else limiter.waiting)
-            room = self._lifetime.limit(room, held)
-        return self._quarantine.limit(room)
-
-    def _sync_room(self, waiting: int) -> int:
-        """How many `def` tasks to take in while so many wait."""
-        idle = sum(slot.current is None for slot in self.slots)
-        ahead = 0 if self._quarantine.careful else self._prefetch.target()
-        return idle + ahead - waiting
-
     def _receive(self, limit: int, wait: float) -> None:
         queues = self._turns.next()
-        if self._limiter is not None:
+        limiter = self._dispatch.limiter
+        if limiter is not None:
             now = self._clock.monotonic()
-            scant, number = self._limiter.scant_queues(queues, now)
+            scant, number = limiter.scant_queues(queues, now)
             if scant and (deliveries := self._ask(scant, min(number, limit), 0.0)):
                 self._take_in(deliveries)
                 return
-            queues = self._limiter.open_queues(queues, now)
+            queues = limiter.open_queues(queues, now)
         if wait > 0:
             self.exchange.waiting = True
             self._receiving = self._transport
@@ -444,7 +406,7 @@ class IOThread:
         idle = wait > 0 and not self._settlements.held
         if self._starvation is not None:
             self._look_at_hunger(now, self._starvation)
-        parked = self._limiter is not None and now < self._limiter.parked_until
+        parked = limiter is not None and now < limiter.parked_until
         if self._drain and idle and not deliveries and not parked and self._queues_are_empty():
             self.drained = True
             self.stop(0.0)
@@ -499,91 +461,16 @@ class IOThread:
             raise
         if self._app.hooks.of_receives:
             self._app.hooks.call("after_receive", [job.header for job in chain(*admitted)])
-        if self._limiter is not None:
-            admitted = self._limiter.keep(admitted, now)
-        plain, coroutines, _ = self._quarantine.isolate(admitted)
-        give_back, waiting = self._settlements.give_back, self.exchange.ready.qsize()
-        if self._gather is not None:
-            before = len(plain)
-            plain = self._gather.take(plain, now)
-            coroutines = self._gather.take(coroutines, now)
-            if self._quarantine.occupied:
-                give_back(self._gather.take_back())
-            fit = max(0, self._sync_room(waiting))
-            if before and len(plain) > fit:  # asked for to fill a batch, and of another task
-                give_back(plain[fit:])
-                plain = plain[:fit]
-                self._sparse_until = now + PATIENCE
-        if self.async_slots is not None or self._limiter is not None:
-            # A broker does not tell `def` tasks from coroutines: there may be too many of either.
-            idle = self.async_slots.idle if self.async_slots is not None else 0
-            if len(coroutines) > idle:
-                give_back(coroutines[idle:])
-                self._full_until = now + PATIENCE
-            if coroutines and self.async_slots is not None:
-                self.async_slots.start(coroutines[:idle])
-            fit = max(0, self._sync_room(waiting))
-            if len(plain) > fit:
-                give_back(plain[fit:])
-                plain = plain[:fit]
-                self._crowded_until = now + PATIENCE
-        if not waiting:
-            self._taken_at = now
-        put = self.exchange.ready.put
-        for job in plain:
-            put(job)
-
-    def _collect(self) -> None:
-        """Take over what the slots have finished."""
-        done, gather, limiter = self.exchange.done, self._gather, self._limiter
-        durations: list[float] = []
-        while done:
-            job = done.popleft()
-            if gather is not None and job.members:
-                self._collect_batch(job, gather, durations)
-                continue
-            if limiter is not None:
-                limiter.ended(job)
-            if job.started:
-                durations.append(job.finished - job.started)
-            if not job.abandoned:
-                self._settlements.add(job)
-        if self._lifetime is not None:
-            self._lifetime.tasks += len(durations)
-        self._prefetch.observe(durations)
-
-    def _collect_batch(self, batch: Job, gather: Gather, durations: list[float]) -> None:
-        """Take over the members of a batch; each took its share of the time."""
-        gather.ended(batch)
-        if self._limiter is not None:
-            self._limiter.ended(batch)
-        share = (self._clock.time() - batch.started) / len(batch.members)
-        durations += [max(share, 0.0)] * len(batch.members)
-        if not batch.abandoned:
-            for member in batch.members:
-                if member.verdict:
-                    self._settlements.add(member)
-
-    def _begin_batches(self, now: float, gather: Gather) -> None:
-        """Give idle slots the batches that are full or have waited long enough."""
-        idle = sum(slot.current is None for slot in self.slots) - self.exchange.ready.qsize()
-        idle_async = self.async_slots.idle if self.async_slots is not None else 0
-        plain, coroutines = gather.begin(now, idle, idle_async)
-        if self._limiter is not None:
-            plain, coroutines = (self._limiter.wait(some, now) for some in (plain, coroutines))
-        for job in plain:
-            self.exchange.ready.put(job)
-        if coroutines and self.async_slots is not None:
-            self.async_slots.start(coroutines)
-        self._settlements.give_back(gather.stuck(now))
+        self._dispatch.take(admitted, now)
 
     def _heed_rates(self, rates: Mapping[str, str]) -> None:
         """Keep the limits of the app, with these rates in place of its own."""
-        if self._limiter is not None:
+        limiter = self._dispatch.limiter
+        if limiter is not None:
             if rates != self._rates:
-                self._limiter.told(rates)
+                limiter.told(rates)
         elif self._backend is not None and (book := rulebook(self._app, rates)).first():
-            self._limiter = Limiter(
+            limiter = self._dispatch.limiter = Limiter(
                 self._app,
                 book,
                 self._backend.keys(),
@@ -593,55 +480,14 @@ class IOThread:
                 self._consumer,
                 self._lease,
             )
-            self._admission.limited = self._limiter.limits
-            self._admission.given_up = self._limiter.given_up
+            self._admission.limited = limiter.limits
+            self._admission.given_up = limiter.given_up
         self._rates = rates
-
-    def _begin_limited(self, now: float, limiter: Limiter) -> None:
-        """Give idle slots the jobs whose limits let them begin."""
-        if self._quarantine.occupied:
-            limiter.take_back()
-            return
-        waiting, ahead = self.exchange.ready.qsize(), self._prefetch.target()
-        threads = sum(slot.current is None for slot in self.slots) - waiting
-        if threads <= 0 and ahead:
-            # They wait behind others for a moment only.
-            threads = min(1 + ahead // 5, 2 * ahead - waiting)
-        coroutines = self.async_slots.idle if self.async_slots is not None else 0
-        plain, others = limiter.begin(now, max(threads, 0), coroutines)
-        for job in plain:
-            self.exchange.ready.put(job)
-        if others and self.async_slots is not None:
-            self.async_slots.start(others)
-        limiter.tidy(now)
-        if self._settlements.has_releases:
-            self._settlements.flush()
-
-    def _hand_back_stuck(self, now: float) -> None:
-        """Hand back what waits behind long tasks, so that idle slots elsewhere can have it."""
-        if self.exchange.taken != self._taken or not self.exchange.ready.qsize():
-            self._taken, self._taken_at = self.exchange.taken, now
-        elif now - self._taken_at > PATIENCE:
-            self._prefetch.stuck(now - self._taken_at)
-            self._settlements.give_back(self.exchange.take_back())
-            self._settlements.flush()
-        if self._limiter is not None and self._limiter.stuck(now):
-            self._prefetch.stuck(PATIENCE)
-            self._settlements.flush()
-        slots = self.async_slots
-        if slots is not None and slots.waiting and now - slots.moved_at > PATIENCE:
-            self._settlements.give_back(slots.take_back())
-            self._settlements.flush()
 
     def _ended(self, now: float, by: float) -> bool:
         """Whether the process may end: nothing runs and nothing is held."""
         settlements, exchange = self._settlements, self.exchange
-        self._quarantine.hand_back()
-        settlements.give_back(exchange.take_back())
-        if self._gather is not None:
-            settlements.give_back(self._gather.take_back())
-        if self._limiter is not None:
-            self._limiter.take_back()
+        self._dispatch.take_back()
         running = self._watch.running()
         if now < by and (running or exchange.ready.qsize() or exchange.done):
             settlements.flush()
@@ -656,12 +502,12 @@ class IOThread:
                 elif not (job.early or job.lost):
                     settlements.give_back([job])
         settlements.give_back(exchange.take_back(early=True))
-        self._collect()
+        self._dispatch.collect()
         settlements.flush()
         if settlements.held:
             return False
-        if self._limiter is not None:
-            self._limiter.close()
+        if self._dispatch.limiter is not None:
+            self._dispatch.limiter.close()
         return True
 
 

@@ -19,12 +19,8 @@ from taskline.control.records import Answer, Order
 from taskline.control.state import State, States
 from taskline.errors import SerializationError, TransportError
 from taskline.worker.options import WorkerOptions
-from taskline.worker.prefetch import Prefetch
 from taskline.worker.report import Reporter
 from taskline.worker.requests import Request, ask
-from taskline.worker.settle import Settlements
-from taskline.worker.slots import AsyncSlots, ThreadSlot
-from taskline.worker.watch import Watch
 
 log = logging.getLogger("taskline.worker")
 
@@ -49,7 +45,7 @@ class Remote:
         requests: int | None = None,
     ) -> None:
         self._app = app
-        self._options = options or WorkerOptions()
+        self.options = options or WorkerOptions()
         self._states = States(app)
         self._presence = presence.Presence(app)
         self._stop = stop
@@ -57,7 +53,8 @@ class Remote:
         self._keys: KeyStore
         self._raw: bytes | None = None
         self._seen: dict[str, None] = {}
-        self._reporter: Reporter | None = None
+        self.reporter: Reporter | None = None
+        """Tells of the process, and answers for it, from when it is set."""
         self._next_look = 0.0
         self._next_beat = 0.0
         self._beats = 0
@@ -70,29 +67,6 @@ class Remote:
         self._keys = backend.keys()
         self._read()
 
-    def report(
-        self,
-        consumer: str,
-        queues: list[str],
-        settlements: Settlements,
-        watch: Watch,
-        prefetch: Prefetch,
-        slots: list[ThreadSlot],
-        async_slots: AsyncSlots | None,
-    ) -> None:
-        """Tell of these, and obey, from soon on."""
-        self._reporter = Reporter(
-            self._app,
-            self._options,
-            consumer,
-            queues,
-            settlements,
-            watch,
-            prefetch,
-            slots,
-            async_slots,
-        )
-
     def look(self, now: float, stopping: bool) -> State:
         """The state, learnt anew when it is time; raises as `open`.
 
@@ -101,21 +75,21 @@ class Remote:
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
             self._read()
-            if self._reporter is not None:
+            if self.reporter is not None:
                 if self.state.orders:
-                    self._obey(self._reporter)
+                    self._obey(self.reporter)
                 if now >= self._next_beat:
                     if now > self._next_beat + presence.RECORD_TTL / 2:
                         self._join_at = 0  # the record had ended, and who saw that dropped its name
                     self._next_beat = now + presence.RECORD_TTL * random.uniform(0.3, 0.33)
-                    self._beat(self._reporter, stopping)
+                    self._beat(self.reporter, stopping)
         return self.state
 
     def close(self) -> None:
         """Let nobody believe that the process is still there."""
-        if self._beats and self._reporter is not None:
+        if self._beats and self.reporter is not None:
             try:
-                self._presence.leave(self._keys, self._reporter.id)
+                self._presence.leave(self._keys, self.reporter.id)
             except TransportError as error:
                 log.debug("the record of this process ends by itself: %s", error)
 
@@ -136,8 +110,8 @@ class Remote:
 
     def _beat(self, reporter: Reporter, stopping: bool) -> None:
         info = reporter.info(stopping)
-        if not self._beats and self._options.replaces:
-            self._presence.leave(self._keys, self._options.replaces)
+        if not self._beats and self.options.replaces:
+            self._presence.leave(self._keys, self.options.replaces)
         self._presence.beat(self._keys, info)
         if self._beats >= self._join_at and self._presence.join(self._keys, info):
             self._join_at = self._beats + JOIN_EVERY
@@ -155,7 +129,7 @@ class Remote:
 
     def _pass_on(self, order: Order) -> Answer:
         assert order.what != "tell"
-        options = self._options
+        options = self.options
         if order.what == "scale" and options.max_processes is not None:
             return Answer(
                 error=f"it has {options.processes}..{options.max_processes} processes, as needed"

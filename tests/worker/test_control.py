@@ -104,7 +104,7 @@ def test_coroutines_have_slots_and_the_loop_a_lag(app: Taskline) -> None:
         known(app)
         [task], _ = app.control.active(timeout=PATIENCE)
         assert (task.task, task.slot) == ("wait", 5)
-        reporter = worker.io._remote and worker.io._remote._reporter
+        reporter = worker.io._remote and worker.io._remote.reporter
         assert reporter is not None
         assert until(lambda: reporter.info(False).lag)
 
@@ -117,7 +117,7 @@ def test_what_is_held_ahead_is_told(memory_app: Taskline) -> None:
     bench.io._prefetch.observe([0.0001] * 100)
     bench.turn()
     bench.begin()
-    reporter = remote._reporter
+    reporter = remote.reporter
     assert reporter is not None
     question = Order(id="1", what="tell", workers=[], issued=0.0, ask="reserved", arguments=True)
     told = reporter.answer(question).reserved
@@ -138,7 +138,7 @@ def test_what_has_ended_is_counted(app: Taskline) -> None:
     with working(app) as worker:
         for result in [good.delay(), good.delay(), bad.delay()]:
             result.get(timeout=PATIENCE, propagate=False)
-        reporter = worker.io._remote and worker.io._remote._reporter
+        reporter = worker.io._remote and worker.io._remote.reporter
         assert reporter is not None
 
         def counts() -> tuple[int, int, int]:

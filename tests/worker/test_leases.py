@@ -30,7 +30,7 @@ def app(make_app: Any, clock: ManualClock) -> Taskline:
 def test_running_and_waiting_messages_stay_with_their_worker(
     app: Taskline, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskline.worker.io.PATIENCE", 1e9)  # what waits is not handed back
+    monkeypatch.setattr("taskline.worker.dispatch.PATIENCE", 1e9)  # what waits is not handed back
     runs: list[int] = []
 
     @app.task

@@ -271,7 +271,7 @@ class Pausing(RuleBasedStateMachine):
         before = len(self.ran)
         bench.turn()
         if look:
-            held = {delivery.queue for delivery in bench.io._settlements.held}
+            held = {delivery.queue for delivery in bench.io.held}
             assert not held & self.now_paused(), "handed back, and nothing new"
         if finish:
             bench.work()

@@ -243,7 +243,7 @@ def test_a_task_that_had_no_limits_gets_one(make_memory_app: MakeApp, clock: Man
 
     hall = Hall(app, clock)
     io = hall.benches[0].io
-    assert io._limiter is None, "nobody pays for what is not used"
+    assert io._dispatch.limiter is None, "nobody pays for what is not used"
     io._heed_rates({"free": "1/s"})
     free.map(range(10))
     hall.pass_by(3.5)
@@ -530,7 +530,7 @@ def test_an_outage_of_the_store_loses_nothing(make_memory_app: MakeApp, clock: M
 
     results = work.map(range(20))
     bench = Bench(app, slots=2)
-    limiter = bench.io._limiter
+    limiter = bench.io._dispatch.limiter
     assert limiter is not None
     keys = limiter._keys
     take = keys.take
@@ -565,7 +565,7 @@ def test_what_was_permitted_begins_though_the_store_fails_then(
 
     results = [*first.map(range(3)), *second.map(range(3))]
     bench = Bench(app, slots=3)
-    limiter = bench.io._limiter
+    limiter = bench.io._dispatch.limiter
     assert limiter is not None
     keys, calls = limiter._keys, [0]
     take = keys.take

@@ -166,7 +166,7 @@ class Bench:
     @property
     def held(self) -> set[str]:
         """The ids of all messages that this process holds."""
-        return {delivery.id for delivery in self.io._settlements.held}
+        return {delivery.id for delivery in self.io.held}
 
     def begin(self, slot: int = 0) -> Job | None:
         """Let a slot take its next job and begin to run it."""

@@ -30,7 +30,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import ConfigurationError
 from taskline.kafka.consumer import SafeConsumer
-from taskline.kafka.errors import Ear, asking, code_of, translate
+from taskline.kafka.errors import STARTING, Ear, asking, code_of, translate
 from taskline.kafka.location import NEVER, Location
 from taskline.kafka.marks import Marks, decode
 
@@ -296,11 +296,20 @@ class Cluster:
 
     def group_marks(self, group: str) -> dict[tuple[str, int], Marks]:
         """What a group has committed."""
+        patience = self.location.timeout
+        end = SYSTEM_CLOCK.monotonic() + patience
         with asking(self.location, f"tell the offsets of group {group!r}"):
-            asked = self._admin().list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group)], request_timeout=self.location.timeout
-            )
-            found = asked[group].result(self.location.timeout)
+            while True:
+                asked = self._admin().list_consumer_group_offsets(
+                    [ConsumerGroupTopicPartitions(group)], request_timeout=patience
+                )
+                try:
+                    found = asked[group].result(patience)
+                    break
+                except KafkaException as error:
+                    if code_of(error) not in STARTING or SYSTEM_CLOCK.monotonic() > end:
+                        raise
+                SYSTEM_CLOCK.sleep(0.05)
         return {
             (place.topic, place.partition): decode(place.offset, place.metadata)
             for place in found.topic_partitions

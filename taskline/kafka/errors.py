@@ -46,6 +46,13 @@ FENCED = {
 }
 """The broker has given what we hold to another, or is about to decide about it."""
 
+STARTING = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
+"""Of a moment: the first group of a new cluster, or a broker that has just taken over."""
+
 
 def code_of(error: KafkaException | KafkaError) -> int:
     """The number of an error; exceptions bear one."""

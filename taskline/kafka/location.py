@@ -81,7 +81,12 @@ class Location(NamedTuple):
         """
         name = f"{self.prefix}{queue}"
         longest = LONGEST_NAME - (len(".priority-0") if self.priorities > 1 else 0)
-        if queue.startswith("_") or not _LEGAL.match(name) or len(name) > longest:
+        if (
+            queue.startswith("_")
+            or not _LEGAL.match(name)
+            or name in (".", "..")
+            or len(name) > longest
+        ):
             raise ConfigurationError(
                 f"queue {queue[:100]!r} cannot be a Kafka topic: use letters, digits, '.', '_' and "
                 f"'-', not '_' first, {longest - len(self.prefix)} at most"
@@ -218,6 +223,7 @@ def _location(values: dict[str, Any], about: str) -> Location:
             raise ConfigurationError(
                 f"{about} names no broker: write kafka://host1,host2 or set KAFKA_BROKERS"
             )
+        _check_ports(str(settings[side]["bootstrap.servers"]))
     found = Location(
         brokers=settings["consumer"]["bootstrap.servers"],
         producer=settings["producer"],
@@ -250,6 +256,17 @@ def _location(values: dict[str, Any], about: str) -> Location:
     return found
 
 
+def _check_ports(brokers: str) -> None:
+    """librdkafka would take any text after the colon for some other port."""
+    for broker in brokers.split(","):
+        address = broker.rpartition("://")[2].strip()
+        _, colon, port = address.rpartition("]" if address.endswith("]") else ":")
+        if colon == ":" and not (port.isdecimal() and 1 <= int(port) <= 65535):
+            raise ConfigurationError(
+                f"broker {address!r} of Kafka has no port: write host or host:{PORT}"
+            )
+
+
 def _pop_settings(values: dict[str, Any], name: str, about: str) -> dict[str, Any]:
     settings = values.pop(name, None) or {}
     if not isinstance(settings, Mapping):
@@ -275,5 +292,7 @@ def _number(
     except (TypeError, ValueError):
         number = None
     if number is None or not least <= number < float("inf"):
-        raise ConfigurationError(f"{about}: {name}={value!r} is not a number that fits")
+        what = "a whole number" if kind is int else "a number"
+        wanted = f"{what} above 0" if 0 < least < 1 else f"{what} of {least:g} or more"
+        raise ConfigurationError(f"{about}: {name}={value!r}: give {wanted}")
     return number

@@ -151,6 +151,9 @@ class FaultyTransport(Transport):
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         self.inner.send_within(transaction, messages)
 
+    def prepare(self, queues: Sequence[str]) -> None:
+        self.inner.prepare(queues)
+
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:

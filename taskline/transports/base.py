@@ -141,6 +141,13 @@ class Transport(ABC):
             "sqlite:///file.db, with connection=, or mongodb://, with session="
         )
 
+    def prepare(self, queues: Sequence[str]) -> None:
+        """Get ready to receive from these queues: each worker process calls it before that.
+
+        Raises `ConfigurationError` where no try can succeed, for a name that a queue cannot
+        have, say; that ends the worker with a line of its own.
+        """
+
     @abstractmethod
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str

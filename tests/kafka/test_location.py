@@ -87,6 +87,11 @@ def test_levels_of_priority_are_topics() -> None:
     assert usual.queue("taskline.mail.priority-2") == "mail.priority-2"
 
 
+def test_addresses_are_librdkafkas() -> None:
+    for brokers in ("a", "a:9092", "[::1]", "[::1]:9092", "::1", "sasl_ssl://a:9092", "a:1, b:2"):
+        assert locate({"type": "kafka", "brokers": brokers}).brokers == brokers
+
+
 def test_a_mapping() -> None:
     found = locate(
         {
@@ -113,8 +118,11 @@ def test_a_mapping() -> None:
         ("kafka://a?group.id=x", "group=…"),
         ("kafka://a?enable.auto.commit=true", "not yours to set"),
         ("kafka://a?ordering=fifo", "use none or key or partition"),
-        ("kafka://a?partitions=0", "partitions='0'"),
-        ("kafka://a?timeout=soon", "timeout='soon'"),
+        ("kafka://a?partitions=0", "partitions='0': give a whole number of 1 or more"),
+        ("kafka://a?timeout=soon", "timeout='soon': give a number above 0"),
+        ("kafka://a:99999", "broker 'a:99999' of Kafka has no port: write host or host:9092"),
+        ("kafka://a:1,b:", "broker 'b:' of Kafka has no port"),
+        ("kafka://[::1]:kafka", r"broker '\[::1\]:kafka' of Kafka has no port"),
         ("kafka://a?prefix=a/b", "prefix='a/b'"),
         ("kafka://a?priorities=11", "10 at most"),
     ],

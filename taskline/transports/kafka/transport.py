@@ -74,7 +74,7 @@ class KafkaTransport(Transport):
         self._topics: dict[tuple[str, int], str] = {}
         """Those that this connection has sent to, by queue and priority."""
         self._served: set[str] = set()
-        """Queues that it has received from."""
+        """Queues, and patterns of them, that it has got ready to receive from."""
         self._interrupted = False
         self._trim_at = clock.monotonic() + TRIM_EVERY
         self._trimmed: dict[tuple[str, int], int] = {}
@@ -128,25 +128,29 @@ class KafkaTransport(Transport):
 
     # ---- working
 
-    def receive(
-        self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
-    ) -> list[Delivery]:
+    def prepare(self, queues: Sequence[str]) -> None:
+        if self.location.create_topics == NEVER:  # what is missing is told before work begins
+            need_delays(self._cluster)
+            self._dead.need()
         for queue in queues:
-            if queue not in self._served and not queue.startswith("^"):
+            if queue not in self._served and self.location.pattern(queue) is None:
                 topics = self.location.topics(queue)
                 for topic in topics:
                     self._cluster.need(topic)
                 self._cluster.tell_of_retention(topics)
-                self._served.add(queue)
+            self._served.add(queue)
+
+    def receive(
+        self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
+    ) -> list[Delivery]:
+        if not self._served.issuperset(queues):
+            self.prepare(queues)
         member = self._member
         if member is None or member.assignment.over:
             member = self._join(lease, consumer)
         return member.receive(queues, limit, lease, wait, consumer)
 
     def _join(self, lease: float, consumer: str) -> Member:
-        if self.location.create_topics == NEVER:  # what is missing is told before work begins
-            need_delays(self._cluster)
-            self._dead.need()
         with self._lock:
             old, self._member = self._member, None
         if old is not None:
@@ -260,7 +264,8 @@ class KafkaTransport(Transport):
         """With a prefix, all topics that have it; else those that this group has to do with."""
         location = self.location
         known = {topic for topic, _ in marks} | {*self._topics.values()}
-        known.update(topic for queue in self._served for topic in location.topics(queue))
+        named = (queue for queue in self._served if location.pattern(queue) is None)
+        known.update(topic for queue in named for topic in location.topics(queue))
         return [
             location.queue(topic)
             for topic in there

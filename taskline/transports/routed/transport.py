@@ -98,6 +98,13 @@ class RoutedTransport(Transport):
 
     # Receiving
 
+    def prepare(self, queues: Sequence[str]) -> None:
+        there: dict[Connector, list[str]] = {}
+        for connector, name in self._names.places(queues):
+            there.setdefault(connector, []).append(name)
+        for connector, names in there.items():
+            connector.transport.prepare(names)
+
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:

@@ -174,8 +174,13 @@ def _from_url(url: str) -> dict[str, Any]:
 def _from_mapping(spec: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in spec.items() if key not in ("type", "params")}
     values.update(spec.get("params") or {})
-    brokers = values.get("brokers", values.pop("hosts", ""))
-    values["brokers"] = brokers if isinstance(brokers, str) else ",".join(map(str, brokers))
+    brokers = values.pop("brokers", values.pop("hosts", ""))
+    each = [brokers] if isinstance(brokers, str) else brokers
+    if not isinstance(each, list | tuple) or not all(isinstance(one, str) for one in each):
+        raise ConfigurationError(
+            f"the kafka mapping: brokers={brokers!r}: give host:port, or a list of these"
+        )
+    values["brokers"] = ",".join(each)
     return values
 
 
@@ -191,6 +196,9 @@ def _location(values: dict[str, Any], about: str) -> Location:
         "producer": brokers or of_producers or of_consumers,
         "consumer": brokers or of_consumers or of_producers,
     }
+    for name in ("username", "password", "group", "prefix"):
+        if not isinstance(values.get(name, ""), str):
+            raise ConfigurationError(f"{about}: {name} must be a text, in quotation marks")
     username = values.pop("username", None) or env.get("KAFKA_KEY")
     if username and "sasl.username" not in common:
         secret = values.pop("password", None) or env.get("KAFKA_SECRET")
@@ -221,7 +229,8 @@ def _location(values: dict[str, Any], about: str) -> Location:
                 )
         if not settings[side]["bootstrap.servers"]:
             raise ConfigurationError(
-                f"{about} names no broker: write kafka://host1,host2 or set KAFKA_BROKERS"
+                f"{about} names no broker: write kafka://host1,host2, or brokers=[…] in a mapping, "
+                "or set KAFKA_BROKERS"
             )
         _check_ports(str(settings[side]["bootstrap.servers"]))
     found = Location(
@@ -290,6 +299,8 @@ def _number(
     try:
         number = kind(value)
     except (TypeError, ValueError):
+        number = None
+    if isinstance(value, bool) or (isinstance(value, float) and number != value):
         number = None
     if number is None or not least <= number < float("inf"):
         what = "a whole number" if kind is int else "a number"

@@ -132,6 +132,26 @@ def test_what_is_wrong_is_said(url: str, said: str) -> None:
         locate(url)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "the kafka mapping names no broker.*brokers="),
+        ({"brokers": 5}, "brokers=5: give host:port"),
+        ({"brokers": None}, "brokers=None: give host:port"),
+        ({"brokers": [{"host": "a"}]}, "give host:port, or a list of these"),
+        ({"brokers": "a", "prefix": 5}, "prefix must be a text"),
+        ({"brokers": "a", "group": ["x"]}, "group must be a text"),
+        ({"brokers": "a", "username": "u", "password": 6}, "password must be a text"),
+        ({"brokers": "a", "partitions": 1.5}, "partitions=1.5: give a whole number"),
+        ({"brokers": "a", "timeout": True}, "timeout=True: give a number"),
+        ({"brokers": "a", "producer": "x"}, "producer is a mapping"),
+    ],
+)
+def test_what_is_wrong_in_a_mapping(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        locate({"type": "kafka", **given})
+
+
 @pytest.mark.parametrize("queue", ["a b", "é", "_dead_letters", "x" * 250, "a/b", ""])
 def test_a_queue_that_cannot_be_a_topic(queue: str) -> None:
     location = locate("kafka://a")

@@ -29,6 +29,14 @@ def lasting(text: str) -> float:
     return seconds
 
 
+def seconds(text: str) -> float:
+    """Seconds, as `duration`, but at least one."""
+    found = duration(text)
+    if found < 1:
+        raise click.BadParameter(f"{text!r} is too short: give 1s or more")
+    return found
+
+
 def processes(text: str) -> tuple[int, int | None]:
     """A number of processes, or the least and the most of them, from `4` or `2..8`."""
     least, dots, most = text.strip().partition("..")

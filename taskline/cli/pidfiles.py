@@ -51,17 +51,9 @@ def _remove_stale(path: Path) -> None:
         raise ConfigurationError(f"--pidfile {path}: {error.strerror}") from None
     if not re.fullmatch(r"[1-9]\d{0,9}", text, re.ASCII):
         raise ConfigurationError(f"--pidfile {path}: the file exists and holds no process id")
+    from taskline.worker.status import runs
+
     # In a container every worker may be process 1, and so was the one before.
-    if int(text) != os.getpid() and _runs(int(text)):
+    if int(text) != os.getpid() and runs(int(text)):
         raise ConfigurationError(f"--pidfile {path}: process {text} is running with it")
     path.unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -13,7 +13,7 @@ import click
 import taskline
 from taskline.cli import output, pidfiles, reload
 from taskline.cli.options import app_option, as_json, choice, common_options, the_app
-from taskline.cli.params import cpus, duration, lasting, positive, size
+from taskline.cli.params import cpus, duration, lasting, positive, seconds, size
 from taskline.cli.params import processes as processes_bounds
 from taskline.errors import TransportError
 from taskline.options import queue_name
@@ -62,7 +62,7 @@ SHOWN = 5
     "  [default: those of the app's tasks]",
 )
 @click.option(
-    "--lease", type=lasting, metavar="DURATION", help="How long a silent worker keeps its messages."
+    "--lease", type=seconds, metavar="DURATION", help="How long a silent worker keeps its messages."
 )
 @click.option("--grace", type=duration, help="How long running tasks may go on after SIGTERM.")
 @click.option(
@@ -84,7 +84,7 @@ SHOWN = 5
 @click.option(
     "--max-tasks", type=positive, metavar="N", help="Replace a process after so many tasks."
 )
-@click.option("--max-age", type=lasting, metavar="DURATION", help="Replace a process after that.")
+@click.option("--max-age", type=seconds, metavar="DURATION", help="Replace a process after that.")
 @click.option(
     "--soft-memory-limit",
     type=size,
@@ -93,7 +93,11 @@ SHOWN = 5
 )
 @click.option("--memory-limit", type=size, metavar="SIZE", help="Kill a process that is larger.")
 @click.option(
-    "--nice", type=int, metavar="N", default=0, help="Lower the processes' priority: 1 to 19."
+    "--nice",
+    type=click.IntRange(0, 19),
+    metavar="N",
+    default=0,
+    help="Lower the processes' priority: 1 to 19.",
 )
 @click.option(
     "--cpus", type=cpus, metavar="0-3,…", help="Bind the processes to these processors, in turn."

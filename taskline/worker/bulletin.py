@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 
 from taskline.clock import Clock
+from taskline.errors import ConfigurationError
 from taskline.worker import lifetime, status
 from taskline.worker.child import Child
 from taskline.worker.options import WorkerOptions
 from taskline.worker.probes import Probes
+
+log = logging.getLogger("taskline.supervisor")
 
 
 class Bulletin:
@@ -26,9 +30,13 @@ class Bulletin:
         """What the processes that are gone had counted: see `Ledger.ended`."""
         self._deaths = 0
         self._next = 0.0
+        self._written = True
+        """Whether the file could be written when it was to be."""
 
     def open(self) -> None:
-        """Get ready to answer probes. Raises `ConfigurationError` when that is impossible."""
+        """Get ready to say how they are. Raises `ConfigurationError` when that is impossible."""
+        if self._file is not None:
+            status.claim(self._file, self._status([], 0, False))
         if self._where is not None:
             self._probes = Probes(self._where, self._clock)
 
@@ -60,9 +68,20 @@ class Bulletin:
         self._next = now + status.WRITE_EVERY
         said = self._status([child for child in children if child.pid], wanted, stopping)
         if self._file is not None:
-            status.write(self._file, said)
+            self._write(self._file, said)
         if self._probes is not None:
             self._probes.tell(said)
+
+    def _write(self, file: str, said: status.Status) -> None:
+        try:
+            status.write(file, said)
+        except ConfigurationError as error:
+            # No reason to stop working: those who look will see that it is old.
+            if self._written:
+                log.error("%s; trying again each second", error)
+            self._written = False
+        else:
+            self._written = True
 
     def _status(self, alive: list[Child], wanted: int, stopping: bool) -> status.Status:
         running = [child.ledger.running() for child in alive]

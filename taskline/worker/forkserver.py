@@ -208,8 +208,13 @@ class Serving(Starter):
             self._current, self._next = self._next, None
             self._wanted, self._failures = False, 0
         if self._wanted and not stopping and self._next is None and now >= self._start_at:
-            self._next = _Server(self._options)
-            self._servers.append(self._next)
+            try:
+                self._next = _Server(self._options)
+            except OSError as error:
+                self._start_at = now + BACKOFF_MAX
+                log.error("cannot start the fork server: %s", error.strerror)
+            else:
+                self._servers.append(self._next)
         return failed
 
     def _retire(self, server: _Server) -> None:

@@ -269,9 +269,12 @@ class IOThread:
             self._watch.enforce(running, now)
             if self._watch.recycle and not self.recycle:
                 self.recycle = self._watch.recycle
+                log.warning("this process is replaced: %s", self.recycle)
+                if self._ledger is not None:
+                    self._ledger.mark_leaving(now)
                 self.stop(self._lease)
         if self._lifetime is not None and not self.recycle:
-            self.recycle = self._lifetime.over(now)
+            self.recycle = self._lifetime.over(now, busy=bool(running))
             if self.recycle:
                 log.info("this process ends after what it runs: %s", self.recycle)
                 if self._ledger is not None:

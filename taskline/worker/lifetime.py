@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from taskline.errors import ConfigurationError
 from taskline.worker.options import WorkerOptions
 
+log = logging.getLogger("taskline.worker")
+
 LOOK_EVERY = 1.0
 """Seconds between two looks at how large a process is."""
+
+MOST = {"processes": 1000, "max_processes": 1000, "threads": 10_000, "async_slots": 100_000}
+"""More is a slip of the finger, and no machine has the descriptors or the memory for it."""
 
 
 class Lifetime:
@@ -27,6 +33,7 @@ class Lifetime:
         self._age = options.max_age
         self._largest = options.soft_memory_limit
         self._next_look = now
+        self._warned = False
 
     def limit(self, room: int, held: int) -> int:
         """How many of `room` messages a process that holds so many may still take in."""
@@ -34,8 +41,8 @@ class Lifetime:
             return room
         return max(0, min(room, self._most - self.tasks - held))
 
-    def over(self, now: float) -> str:
-        """Why the process should be replaced; empty when it need not."""
+    def over(self, now: float, *, busy: bool = True) -> str:
+        """Why the process should be replaced; empty when it need not. `busy`: it runs something."""
         if self.told:
             return self.told
         if self._most is not None and self.tasks >= self._most:
@@ -46,7 +53,19 @@ class Lifetime:
             self._next_look = now + LOOK_EVERY
             size = resident(os.getpid())
             if size > self._largest:
-                return f"it uses {mebibytes(size)} (soft_memory_limit={mebibytes(self._largest)})"
+                # Its successor would be as large: each must run something.
+                if busy or self.tasks:
+                    return (
+                        f"it uses {mebibytes(size)} (soft_memory_limit={mebibytes(self._largest)})"
+                    )
+                if not self._warned:
+                    self._warned = True
+                    log.warning(
+                        "soft_memory_limit=%s is too low: this process uses %s before its first "
+                        "task, and is replaced after it",
+                        mebibytes(self._largest),
+                        mebibytes(size),
+                    )
         return ""
 
 
@@ -66,11 +85,15 @@ _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 
 
 def mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size} bytes"
 
 
 def check(options: WorkerOptions) -> None:
-    """Raise `ConfigurationError` for limits that cannot be kept on this machine."""
+    """Raise `ConfigurationError` for what cannot be, or cannot be kept on this machine."""
+    for name, most in MOST.items():
+        count = getattr(options, name)
+        if count is not None and not 1 <= count <= most:
+            raise ConfigurationError(f"{name}={count}: give one worker 1 to {most}")
     for name in ("soft_memory_limit", "memory_limit"):
         if getattr(options, name) is not None and not os.path.exists("/proc/self/statm"):
             raise ConfigurationError(
@@ -80,8 +103,8 @@ def check(options: WorkerOptions) -> None:
     soft, hard = options.soft_memory_limit, options.memory_limit
     if soft is not None and hard is not None and soft >= hard:
         raise ConfigurationError(
-            f"soft_memory_limit={soft} is not below memory_limit={hard}: the process "
-            "would be killed before it could be replaced"
+            f"soft_memory_limit={mebibytes(soft)} is not below memory_limit={mebibytes(hard)}: "
+            "the process would be killed before it could be replaced"
         )
     if options.cpus:
         if not hasattr(os, "sched_getaffinity"):
@@ -94,6 +117,19 @@ def check(options: WorkerOptions) -> None:
                 f"cpus={options.cpus}: there is no processor {wrong[0]} for this process; "
                 f"it may use {', '.join(map(str, sorted(usable)))}"
             )
+
+
+def check_room(options: WorkerOptions) -> None:
+    """Raise `ConfigurationError` where processes would be killed before they ran anything.
+
+    For the supervisor, which has imported what they have.
+    """
+    limit, size = options.memory_limit, resident(os.getpid())
+    if limit is not None and size > limit:
+        raise ConfigurationError(
+            f"memory_limit={mebibytes(limit)}: a process uses {mebibytes(size)} before it runs "
+            "anything: give more"
+        )
 
 
 def settle_in(options: WorkerOptions) -> None:

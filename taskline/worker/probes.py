@@ -56,6 +56,8 @@ class Probes:
                 family=socket.AF_INET6 if ":" in host or both else socket.AF_INET,
                 dualstack_ipv6=both,
             )
+        except socket.gaierror:
+            raise ConfigurationError(f"http={where!r}: there is no host {host}") from None
         except OSError as error:
             raise ConfigurationError(
                 f"http={where!r}: {os.strerror(error.errno) if error.errno else error}"
@@ -74,7 +76,11 @@ class Probes:
             if now < self._start_at:
                 return
             self._start_at = now + START_EVERY
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                log.error("the server of probes cannot be started: %s", error.strerror)
+                return
         if not self._rest:
             self._rest = msgspec.json.encode(status) + b"\n"
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -92,13 +98,19 @@ class Probes:
         self._end()
 
     def _start(self) -> None:
-        read_end, self._pipe = os.pipe()
-        os.set_blocking(self._pipe, False)
+        read_end, pipe = os.pipe()
         fds = (self._socket.fileno(), read_end)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "taskline.worker.server", *map(str, fds)], pass_fds=fds
-        )
-        os.close(read_end)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "taskline.worker.server", *map(str, fds)], pass_fds=fds
+            )
+        except OSError:
+            os.close(pipe)
+            raise
+        finally:
+            os.close(read_end)
+        os.set_blocking(pipe, False)
+        self._pipe = pipe
 
     def _end(self) -> None:
         if self._process is None:

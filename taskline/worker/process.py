@@ -229,8 +229,6 @@ class Worker:
 
     def _leave(self) -> None:
         """End the process although a slot still runs code that has been given up."""
-        if self.io.recycle:
-            log.warning("this process is replaced: %s", self.io.recycle)
         closing = threading.Thread(target=self._close_all, name="taskline-closing", daemon=True)
         closing.start()
         closing.join(timeout=LEAVE_WITHIN)

@@ -57,6 +57,25 @@ class Status(msgspec.Struct):
         return ""
 
 
+def claim(path: str, first: Status) -> None:
+    """Write the file for the first time.
+
+    Raises `ConfigurationError` when that is impossible, or another worker writes it.
+    """
+    try:
+        other = read(path)
+    except ConfigurationError:
+        pass  # there is none, or it is of something else
+    else:
+        # In a container every worker may have the same id, and so had the one before.
+        if other.pid != first.pid and not other.trouble(first.at) and runs(other.pid):
+            raise ConfigurationError(
+                f"--status-file {path}: worker {other.name} (process {other.pid}) writes it: "
+                "give each worker a file of its own"
+            )
+    write(path, first)
+
+
 def write(path: str, status: Status) -> None:
     """Replace the file in one step. Raises `ConfigurationError` when that is impossible."""
     beside = f"{path}.{os.getpid()}"
@@ -66,6 +85,17 @@ def write(path: str, status: Status) -> None:
         os.replace(beside, path)
     except OSError as error:
         raise ConfigurationError(f"--status-file {path}: {error.strerror}") from None
+
+
+def runs(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def read(path: str) -> Status:

@@ -16,12 +16,13 @@ import secrets
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 import msgspec
 
 from taskline.app import Taskline
+from taskline.errors import ConfigurationError
 from taskline.loading import import_included
 from taskline.worker import autoscale, lifetime, starters
 from taskline.worker.bulletin import Bulletin
@@ -44,6 +45,8 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at the processes, at most."""
 UNFINISHED = 4
 """Exit code where what was to be drained was not, since it is paused."""
+START_AGAIN_AFTER = 1.0
+"""Seconds until the next try where the system let no process be made."""
 SCHEDULERS = 2
 """How many of the processes may send schedules: one, and one in its place when it hangs."""
 
@@ -74,8 +77,11 @@ class Supervisor:
         self._signals = 0
         self._obeyed = 0
         self._kill_at = 0.0
+        self._start_at = 0.0
+        """When processes may be made again."""
         self._exit_code = 0
         lifetime.check(self.options)
+        lifetime.check_room(self.options)
         autoscale.check(self.options)
         starters.check(self.options)
         most = self.options.max_processes
@@ -98,7 +104,7 @@ class Supervisor:
             self._starter = self._make_starter()
             heard = [wake, self._requests.fileno()]
             try:
-                self._children = [Child(i, self._slots) for i in range(self.options.processes)]
+                self._children = self._more(range(self.wanted))
                 while self._step():
                     heard_now = [*heard, *self._starter.heard()]
                     select.select(heard_now, [], [], self._clock.bound(self._pause()))
@@ -134,8 +140,8 @@ class Supervisor:
             alive = any(child.pid for child in self._children)
             return alive or (self._recovery.pending and now < self._kill_at)
         for child in list(self._children):
-            if not child.pid and now >= child.start_at and self._starter.can_start:
-                self._start(child)
+            if not child.pid and now >= self._start_of(child) and self._starter.can_start:
+                self._start(child, now)
             elif child.pid:
                 self._enforce(child, now)
                 if child.ledger.leaving and not child.succeeded:
@@ -155,7 +161,7 @@ class Supervisor:
         for child in self._children:
             if not child.pid:
                 if self._starter.can_start:
-                    pause = min(pause, max(0.0, child.start_at - now))
+                    pause = min(pause, max(0.0, self._start_of(child) - now))
                 continue
             for kill_at, _ in child.limits():
                 pause = min(pause, kill_at - now)
@@ -167,7 +173,28 @@ class Supervisor:
 
     # ---- starting
 
-    def _start(self, child: Child) -> None:
+    def _more(self, numbers: Iterable[int]) -> list[Child]:
+        """Children of these numbers. Raises `ConfigurationError` where the system has no room."""
+        try:
+            return [Child(number, self._slots) for number in numbers]
+        except OSError as error:
+            raise ConfigurationError(
+                f"this system does not let it have {self.wanted} processes: {error.strerror}"
+            ) from None
+
+    def _start_of(self, child: Child) -> float:
+        return max(child.start_at, self._start_at)
+
+    def _start(self, child: Child, now: float) -> None:
+        try:
+            self._make(child)
+        except OSError as error:
+            if child.control >= 0:
+                child.ended()
+            self._start_at = now + START_AGAIN_AFTER
+            log.error("cannot start a process: %s; trying again each second", error.strerror)
+
+    def _make(self, child: Child) -> None:
         read_end = child.begin(self._clock.monotonic())
         options = msgspec.structs.replace(
             self.options,
@@ -180,8 +207,10 @@ class Supervisor:
             schedule=self.options.schedule and child.number < SCHEDULERS,
         )
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
-        child.pid = self._starter.start(child, options, read_end)
-        os.close(read_end)
+        try:
+            child.pid = self._starter.start(child, options, read_end)
+        finally:
+            os.close(read_end)
         if child.pid:
             log.info("process %d started", child.pid)
         else:
@@ -237,7 +266,7 @@ class Supervisor:
         if started or code not in (0, RECYCLED):
             self._recovery.add(child.consumer, started, now)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if self._obeyed or child.succeeded:
+        if self._signals or child.succeeded:
             log.info("process %d ended (%s)", pid, how)
         else:
             self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
@@ -312,8 +341,11 @@ class Supervisor:
             self._retire(child)
         taken = {child.number for child in staying}
         free = (number for number in range(count) if number not in taken)
-        for number in [*free][: max(0, count - len(staying))]:
-            self._children.append(Child(number, self._slots))
+        try:
+            self._children += self._more([*free][: max(0, count - len(staying))])
+        except ConfigurationError as error:
+            log.error("%s", error)
+            self.wanted = len(staying)
 
     def restart(self, grace: float | None = None) -> None:
         """Replace the processes, one after the other, each when all others are ready.

@@ -58,6 +58,22 @@ def test_memory_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) -> N
     assert looks == [os.getpid()] * 4
 
 
+def test_each_process_runs_something_however_large_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lifetime, "resident", lambda pid: 90 * MIB)
+    life = lifetime_of(soft_memory_limit=80 * MIB)
+    assert life.over(0.0, busy=False) == life.over(1.0, busy=False) == ""
+    assert [record.getMessage() for record in caplog.records] == [
+        "soft_memory_limit=80 MiB is too low: this process uses 90 MiB before its first task, "
+        "and is replaced after it"
+    ]
+    assert life.over(2.0, busy=True)
+    life = lifetime_of(soft_memory_limit=80 * MIB)
+    life.tasks = 1
+    assert life.over(0.0, busy=False)
+
+
 def test_resident_memory_is_that_of_the_process() -> None:
     before = lifetime.resident(os.getpid())
     block = b"x" * (64 * MIB)
@@ -105,8 +121,13 @@ def test_at_its_end_a_process_takes_no_more_and_finishes_what_runs(make_app: Any
     [
         (
             {"soft_memory_limit": 200, "memory_limit": 100},
-            "soft_memory_limit=200 is not below memory_limit=100",
+            "soft_memory_limit=200 bytes is not below memory_limit=100 bytes",
         ),
+        ({"memory_limit": MIB}, r"memory_limit=1 MiB: a process uses \d+ MiB before it runs"),
+        ({"processes": 1001}, "processes=1001: give one worker 1 to 1000"),
+        ({"processes": 2, "max_processes": 9999}, "max_processes=9999: give one worker 1 to 1000"),
+        ({"threads": 0}, "threads=0: give one worker 1 to 10000"),
+        ({"async_slots": 99_999_999}, "async_slots=99999999: give one worker 1 to 100000"),
         ({"cpus": [9999]}, "there is no processor 9999 for this process; it may use 0"),
     ],
 )

@@ -16,7 +16,8 @@ from workbench import until
 
 from taskline.clock import ManualClock
 from taskline.errors import ConfigurationError
-from taskline.worker import status
+from taskline.worker import WorkerOptions, status
+from taskline.worker.bulletin import Bulletin
 from taskline.worker.child import Child
 from taskline.worker.status import ProcessStatus, Status
 
@@ -61,6 +62,41 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
         status.read(str(tmp_path / "status"))
     with pytest.raises(ConfigurationError, match=r"--status-file .*: No such file or directory"):
         status.write(str(tmp_path / "nowhere" / "status"), status_of())
+
+
+def test_two_workers_do_not_write_one_file(tmp_path: Path) -> None:
+    file = str(tmp_path / "status")
+    mine, other = status_of(), status_of()
+    mine.pid = os.getpid()
+    other.pid, other.name = os.getppid(), "shop-2"
+    status.write(file, other)
+    with pytest.raises(ConfigurationError, match=r"worker shop-2 \(process \d+\) writes it: give"):
+        status.claim(file, mine)
+    other.at -= status.STALE_AFTER + 1
+    status.write(file, other)
+    status.claim(file, mine)
+    assert status.read(file) == mine
+    status.claim(file, mine)  # as process 1 of a container, after another
+
+
+def test_a_file_that_cannot_be_written_any_more_ends_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, clock = tmp_path / "run", ManualClock()
+    directory.mkdir()
+    options = WorkerOptions(status_file=str(directory / "status"))
+    bulletin = Bulletin("shop-1", options, clock)
+    bulletin.open()
+    directory.rename(tmp_path / "gone")
+    for now in (10.0, 20.0):
+        bulletin.say(now, [], 1, False)
+    assert len(caplog.records) == 1
+    assert "No such file or directory; trying again" in caplog.text
+    directory.mkdir()
+    bulletin.say(30.0, [], 1, False)
+    assert status.read(str(directory / "status")).wanted == 1
+    with pytest.raises(ConfigurationError, match="No such file or directory"):
+        Bulletin("s", WorkerOptions(status_file=str(tmp_path / "no" / "file")), clock).open()
 
 
 class Watched:

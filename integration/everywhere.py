@@ -20,8 +20,8 @@ import pytest
 from integration.durable import kill_between_steps
 from integration.unique import calls_that_do_not_meet
 from taskline import Taskline, TaskRevoked, current_task
+from taskline.testing.canvas import CANVAS, Desk
 from taskline.testing.faults import RepeatingTransport
-from taskline.testing.flow_suite import CANVAS, Desk
 from taskline.testing.stepping import Fate, Hand, Killed
 from taskline.worker import Worker, WorkerOptions
 

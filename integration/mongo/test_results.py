@@ -13,9 +13,8 @@ from integration.mongo.conftest import drop, with_options
 from integration.servers.mongo import MongoServer
 from taskline.backends.mongodb import MongoBackend
 from taskline.clock import Clock
-from taskline.testing import key_suite
 from taskline.testing.backend_suite import BackendConformance
-from taskline.testing.cases import outcomes, waiting
+from taskline.testing.cases import keys, locks, outcomes, waiting
 from taskline.testing.key_suite import KeyStoreConformance
 
 _numbers = count(1)
@@ -62,7 +61,7 @@ class TestMongoBackendInServerTime(
     pass
 
 
-class TestMongoKeysInServerTime(InServerTime, key_suite.Keys, key_suite.Counters, key_suite.Locks):
+class TestMongoKeysInServerTime(InServerTime, keys.Keys, keys.Counters, locks.Locks):
     pass
 
 
@@ -99,5 +98,5 @@ class TestMongoBackendWithoutChangeStreams(Lone, waiting.Waiting, waiting.Health
     pass
 
 
-class TestMongoKeysWithoutChangeStreams(Lone, key_suite.Waiting):
+class TestMongoKeysWithoutChangeStreams(Lone, locks.Waiting):
     pass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite(
     "taskline.testing.cases",
     "taskline.testing.backend_suite",
-    "taskline.testing.key_suite",
+    "taskline.testing.flow_suite",
     "taskline.testing.transport_machine",
     "taskline.testing.transport_suite",
 )

@@ -17,7 +17,7 @@ from taskline.backends.sqlite import SQLiteBackend
 from taskline.clock import Clock, ManualClock
 from taskline.sqlite import schema
 from taskline.sqlite.location import Location
-from taskline.testing.key_suite import Waiting
+from taskline.testing.cases.locks import Waiting
 
 fork = multiprocessing.get_context("fork")
 BOUND = 30.0

@@ -66,9 +66,13 @@ class Ear:
     def __init__(self) -> None:
         self.said = ""
         self.final = False
+        self.alarmed = False
+        """Whether no broker had a connection, when last heard of."""
 
     def __call__(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.alarmed = True
+        else:
             self.said = _MOMENT.sub("", error.str())
             self.final = error.code() in _FINAL
 

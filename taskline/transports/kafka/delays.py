@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from taskline.clock import Clock
 from taskline.errors import TransportError
 from taskline.kafka.client import KEEPS, Cluster, new_consumer, new_producer
-from taskline.kafka.errors import translate
+from taskline.kafka.errors import Ear, translate
 from taskline.kafka.location import Location
 from taskline.transports.kafka.leaving import Callbacks, leave
 from taskline.transports.kafka.records import DUE, TOPIC, Headers, headers_in, known_headers
@@ -116,6 +116,24 @@ class Delays:
                 self._failing = True
                 self._closing.wait(AGAIN_AFTER)
 
+    def _works(self) -> None:
+        if self._failing:
+            self._failing = False
+            log.info("Kafka at %s answers again", self._location.brokers)
+
+    def _look(self, consumer: Consumer, ear: Ear) -> None:
+        """Say once that no broker can be reached: who only polls is told of no error."""
+        try:
+            consumer.list_topics(self._location.delay_topic, timeout=AGAIN_AFTER)
+        except KafkaException as error:
+            if not self._failing:
+                lost = translate(self._location, error, "be reached", ear)
+                log.error("%s; trying until it works", lost)
+            self._failing = True
+        else:
+            ear.alarmed = False
+            self._works()
+
     def _move_on(self) -> None:
         location = self._location
         need_delays(self._cluster)
@@ -124,6 +142,7 @@ class Delays:
             location,
             **{"transactional.id": instance},
         )
+        ear = Ear()
         consumer = new_consumer(
             location,
             **{
@@ -133,6 +152,7 @@ class Delays:
                 "session.timeout.ms": int(SESSION * 1000),
                 "heartbeat.interval.ms": 300,
                 "queued.min.messages": BATCH,
+                "error_cb": ear,
             },
         )
         try:
@@ -142,6 +162,8 @@ class Delays:
             consumer.subscribe([location.delay_topic], **callbacks)
             while not self._closing.is_set():
                 self._turn(consumer, producer)
+                if ear.alarmed:
+                    self._look(consumer, ear)
             leave(
                 consumer,
                 [location.delay_topic],
@@ -174,7 +196,7 @@ class Delays:
         leaving = self._leaving(consumer, [first, *consumer.consume(BATCH, 0)])
         if leaving:
             self._move(consumer, producer, leaving)
-        self._failing = False
+        self._works()
 
     def _leaving(self, consumer: Consumer, records: list[Record]) -> list[Record]:
         """Those that leave their line now; a line whose first one does not is put to sleep."""

@@ -27,6 +27,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from taskline.errors import TransportError
 from taskline.message import DeadLetter, Delivery, Message
+from taskline.mongo.client import Server
 from taskline.mongo.layout import Layout
 from taskline.transports.base import StoredMessage
 
@@ -34,6 +35,13 @@ Document: TypeAlias = dict[str, Any]
 
 READY, DELAYED, LEASED = 0, 1, 2
 STATES = {READY: "ready", DELAYED: "delayed", LEASED: "leased"}
+
+LINE = [("p", DESCENDING), ("n", ASCENDING)]
+"""The order in which messages of one queue are taken."""
+RELEASE = {"$set": {"s": READY}, "$unset": {"t": "", "c": "", "at": ""}}
+"""The update that lets a held message be ready."""
+BATCH = 100
+"""Messages that one command names by their ids, at most."""
 
 LARGEST = 15 * 1024 * 1024
 """Bytes of a frame: a document is at most 16 MiB, and a dead letter has more than its frame."""
@@ -63,6 +71,21 @@ LAYOUT = Layout(
 def date(seconds: float) -> DatetimeMS:
     """Rounded up, so that nothing comes due early."""
     return DatetimeMS(max(0, math.ceil(min(seconds * 1000, _LATEST))))
+
+
+def due_in(server: Server, seconds: float) -> Any:
+    """The date so many seconds from now, by the server's time, for the pipeline of an update."""
+    if server.own_time:
+        return date(server.now() + seconds)
+    return {"$add": ["$$NOW", max(1, round(seconds * 1000))]}
+
+
+def has_passed(server: Server) -> Document:
+    """The filter for messages whose time has come."""
+    if server.own_time:
+        return {"at": {"$gt": DatetimeMS(0), "$lte": date(server.now())}}
+    # As numbers, because SecantusDB takes any two dates of different origin for equal.
+    return {"$expr": {"$lte": [{"$toLong": "$at"}, {"$toLong": "$$NOW"}]}}
 
 
 def place(stamp: int) -> int:

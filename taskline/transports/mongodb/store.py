@@ -1,20 +1,16 @@
 """The messages of one deployment: each verb of a transport as a few commands for a batch.
 
-A claim reads from an index where a piece of the line begins and ends, leases by one update
-what is still ready between them, and reads what bears its token then: of two workers who
-want the same message one has it. Who came too late looks elsewhere in the line next time.
-What is held is changed by its token, which is of one claim. Time is the server's: `$$NOW`.
+What is held is changed by its token, which is of one claim (see `claims`). Time is the
+server's: `$$NOW`.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from bson import ObjectId
-from bson.datetime_ms import DatetimeMS
 from pymongo import UpdateMany, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
@@ -26,29 +22,18 @@ from taskline.mongo.failures import only_duplicates
 from taskline.mongo.location import Location
 from taskline.transports.base import QueueStats, StoredMessage
 from taskline.transports.mongodb import records
-from taskline.transports.mongodb.records import DELAYED, LEASED, READY, Document
+from taskline.transports.mongodb.claims import CLAIM_LIMIT, Claims
+from taskline.transports.mongodb.records import (
+    BATCH,
+    DELAYED,
+    LEASED,
+    LINE,
+    READY,
+    RELEASE,
+    Document,
+)
 
-BATCH = 100
-"""Messages that one command names by their ids, at most."""
-CLAIM_LIMIT = 1000
-"""Messages in one claim at most."""
-LOOK_EVERY = 0.1
-"""Seconds for which a worker that finds work does not look for what came due."""
-TRIES = 4
-"""Times that a claim reads the line anew when others were faster."""
-MOST_SPREAD = 16
-"""Batches, counted from the head of the line, among which a worker in a crowd chooses."""
-
-_LINE = [("p", -1), ("n", 1)]
-_TIMERS = {"at": {"$gt": DatetimeMS(0)}}
-_KEYS = {"_id": 0, "p": 1, "n": 1}
-_RELEASE = {"$set": {"s": READY}, "$unset": {"t": "", "c": "", "at": ""}}
-_LOSE = {**_RELEASE, "$inc": {"l": 1}}
-_UNTAKE = {**_RELEASE, "$inc": {"d": -1}}
-_END: list[Document] = [
-    {"$set": {"l": {"$add": ["$l", {"$cond": [{"$eq": ["$s", LEASED]}, 1, 0]}]}, "s": READY}},
-    {"$unset": ["t", "c", "at"]},
-]
+_LOSE = {**RELEASE, "$inc": {"l": 1}}
 
 
 class Store:
@@ -58,26 +43,7 @@ class Store:
         self.server = Server(location, clock, records.LAYOUT)
         self.messages = self.server.collection("messages").with_options(records.CODEC)
         self.dead = self.server.collection("dead").with_options(records.CODEC)
-        self._clock = clock
-        self._number = number
-        self._spread = 1
-        self._look_at = 0.0
-        self._doubt: Document | None = None
-
-    # Time, which is the server's; in tests, the tests'.
-
-    def _in(self, seconds: float) -> Any:
-        """The date so many seconds from now, for the pipeline of an update."""
-        if self.server.own_time:
-            return records.date(self.server.now() + seconds)
-        return {"$add": ["$$NOW", max(1, round(seconds * 1000))]}
-
-    def _has_passed(self) -> Document:
-        """The filter for messages whose time has come."""
-        if self.server.own_time:
-            return {"at": {"$gt": DatetimeMS(0), "$lte": records.date(self.server.now())}}
-        # As numbers, because SecantusDB takes any two dates of different origin for equal.
-        return {"$expr": {"$lte": [{"$toLong": "$at"}, {"$toLong": "$$NOW"}]}}
+        self._claims = Claims(self.server, self.messages, clock, number)
 
     # Sending
 
@@ -108,115 +74,8 @@ class Store:
     ) -> tuple[list[Delivery], float]:
         """Lease what is due; and the seconds until something else may be, infinite if nothing."""
         return self.server.run(
-            partial(self._claim, queues, min(limit, CLAIM_LIMIT), lease, consumer)
+            partial(self._claims.take, queues, min(limit, CLAIM_LIMIT), lease, consumer)
         )
-
-    def _claim(
-        self, queues: Sequence[str], limit: int, lease: float, consumer: str
-    ) -> tuple[list[Delivery], float]:
-        if self._doubt is not None:
-            # What a claim leased whose answer did not arrive.
-            self.messages.update_many(self._doubt, _UNTAKE)
-            self._doubt = None
-        after = None
-        now = self._clock.monotonic()
-        if self.server.own_time or now >= self._look_at:
-            after = self._end_what_is_over()
-        taken = self._take_from(queues, limit, lease, consumer)
-        if not taken and after is None:
-            after = self._end_what_is_over()
-            if after == 0.0:
-                taken = self._take_from(queues, limit, lease, consumer)
-        return taken, after or 0.0
-
-    def _end_what_is_over(self) -> float:
-        """Make ready what came due and whose lease ended.
-
-        Returns the seconds until the next will, zero if some are now, infinite if none waits.
-        """
-        self._look_at = self._clock.monotonic() + LOOK_EVERY
-        first = list(self.messages.find(_TIMERS, {"at": 1}).sort("at", 1).limit(-1))
-        if not first:
-            return float("inf")
-        after = int(first[0]["at"]) / 1000 - self.server.now()
-        if after > 0:
-            return after
-        over = self.messages.find(_TIMERS, {"at": 1}).sort("at", 1).limit(-BATCH)
-        ids = {"_id": {"$in": [each["_id"] for each in over]}}
-        ended = self.messages.update_many({**ids, **_TIMERS, **self._has_passed()}, _END)
-        # The server's clock may be behind what we know of it, by very little.
-        return 0.0 if ended.modified_count else 0.001
-
-    def _take_from(
-        self, queues: Sequence[str], limit: int, lease: float, consumer: str
-    ) -> list[Delivery]:
-        taken = self._take(queues[0], limit, lease, consumer) if queues else []
-        rest = queues[1:]
-        # One look at all that follow, so that many empty queues cost no more than two.
-        if len(taken) < limit and (len(rest) == 1 or (rest and self._has_some(rest))):
-            for queue in rest:
-                if len(taken) < limit:
-                    taken += self._take(queue, limit - len(taken), lease, consumer)
-        return taken
-
-    def _has_some(self, queues: Sequence[str]) -> bool:
-        wanted = {"q": {"$in": list(queues)}, "s": READY}
-        return bool(list(self.messages.find(wanted, {"q": 1}).limit(-1)))
-
-    def _take(self, queue: str, limit: int, lease: float, consumer: str) -> list[Delivery]:
-        """Lease up to `limit` of a queue, in three commands unless others take some as well."""
-        taken: list[Delivery] = []
-        for _ in range(TRIES):
-            wanted = limit - len(taken)
-            skip = random.randrange(self._spread) * wanted
-            line = self.messages.find({"q": queue, "s": READY}, _KEYS).sort(_LINE).skip(skip)
-            piece = list(line.limit(-wanted))
-            if not piece:
-                if skip == 0:
-                    break
-                self._spread = 1
-                continue
-            won = self._lease(queue, piece, lease, consumer)
-            taken += won
-            if len(won) >= len(piece):
-                self._spread = max(1, self._spread // 2)
-                break
-            self._spread = min(2 * self._spread, MOST_SPREAD)
-            if len(taken) > limit // 2:
-                break
-        return taken
-
-    def _lease(
-        self, queue: str, piece: Sequence[Document], lease: float, consumer: str
-    ) -> list[Delivery]:
-        token = ObjectId()
-        ends: dict[int, list[int]] = {}
-        for each in piece:
-            ends.setdefault(each["p"], []).append(each["n"])
-        change: list[Document] = [
-            {
-                "$set": {
-                    "s": LEASED, "t": token, "c": {"$literal": consumer}, "at": self._in(lease),
-                    "d": {"$add": ["$d", 1]},
-                }
-            }
-        ]  # fmt: skip
-        updates = [
-            UpdateMany({"q": queue, "s": READY, "p": p, "n": _between(places)}, change)
-            for p, places in ends.items()
-        ]
-        mine = {"c": consumer, "t": token}
-        self._doubt = mine
-        number = self.messages.bulk_write(updates, ordered=False).modified_count
-        found = list(self.messages.find(mine).limit(-number)) if number else []
-        found.sort(key=lambda each: (-each["p"], each["n"]))
-        del found[len(piece) :]
-        if len(found) < number:
-            # More than was asked for, since some were given back meanwhile; or too large together.
-            which = {**mine, "_id": {"$nin": [each["_id"] for each in found]}}
-            self.messages.update_many(which, _UNTAKE)
-        self._doubt = None
-        return [records.delivery(each, self._number) for each in found]
 
     # What is held
 
@@ -249,9 +108,9 @@ class Store:
         return lost
 
     def release(self, deliveries: Sequence[Delivery], delay: float) -> list[Delivery]:
-        change: Any = _RELEASE
+        change: Any = RELEASE
         if delay > 0:
-            waits = {"s": DELAYED, "at": self._in(delay)}
+            waits = {"s": DELAYED, "at": records.due_in(self.server, delay)}
             change = [{"$set": waits}, {"$unset": ["t", "c"]}]
         lost: list[Delivery] = []
         for batch in _chunks(deliveries):
@@ -270,7 +129,7 @@ class Store:
 
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
         lost: list[Delivery] = []
-        change = [{"$set": {"at": self._in(lease)}}]
+        change = [{"$set": {"at": records.due_in(self.server, lease)}}]
         for batch in _chunks(deliveries):
             claims: dict[ObjectId, list[str]] = {}
             for each in batch:
@@ -336,7 +195,7 @@ class Store:
         for batch in _chunks(list(started)):
             begun = {**mine, "_id": {"$in": list(batch)}}
             recovered += self._change(begun, _LOSE)
-        return recovered + self._change(mine, _RELEASE)
+        return recovered + self._change(mine, RELEASE)
 
     def _change(self, which: Document, change: Any) -> int:
         """Change messages by one command; returns how many there were."""
@@ -371,10 +230,10 @@ class Store:
 
     def _peek(self, queue: str, limit: int, offset: int) -> list[StoredMessage]:
         ready = {"q": queue, "s": READY}
-        found = list(self.messages.find(ready).sort(_LINE).skip(offset).limit(limit))
+        found = list(self.messages.find(ready).sort(LINE).skip(offset).limit(limit))
         if len(found) < limit:
             before = self.messages.count_documents(ready) if offset and not found else offset
-            later = self.messages.find({"q": queue, "s": {"$gt": READY}}).sort([("at", 1), *_LINE])
+            later = self.messages.find({"q": queue, "s": {"$gt": READY}}).sort([("at", 1), *LINE])
             rest = later.skip(max(0, offset - before)).limit(limit - len(found))
             found += rest
         return [records.stored(each) for each in found]
@@ -460,7 +319,7 @@ class Store:
 
     def maintain(self) -> None:
         """Make ready what came due and whose lease ended."""
-        while self.server.run(self._end_what_is_over) == 0.0:
+        while self.server.run(self._claims.end_what_is_over) == 0.0:
             pass
 
     def check(self) -> None:
@@ -487,10 +346,6 @@ def _those(held: Sequence[Delivery]) -> Document:
         "_id": {"$in": [each.id for each in held]},
         "t": {"$in": list({each.receipt[0] for each in held})},
     }
-
-
-def _between(places: Sequence[int]) -> Document:
-    return {"$gte": min(places), "$lte": max(places)}
 
 
 def _succession(fields: Document, message: Message) -> Document:

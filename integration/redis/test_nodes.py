@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from binascii import crc32
 from collections.abc import Iterator
 
 import pytest
 
 from integration.conftest import server_or_skip
+from integration.nodes import BOUND, DyingServers, drain
 from integration.servers.redis import RedisServer
 from taskline.backends import open_backend
 from taskline.clock import SYSTEM_CLOCK
-from taskline.errors import TransportError
 from taskline.message import SUCCESS, Outcome
-from taskline.testing.cases.transport import ids, messages
+from taskline.testing.cases.transport import messages
 from taskline.transports import open_transport
 from taskline.transports.base import Transport
-
-BOUND = 20.0
 
 
 @pytest.fixture
@@ -42,15 +39,13 @@ def transport(urls: list[str]) -> Iterator[Transport]:
     transport.close()
 
 
-def drain(transport: Transport, number: int) -> list[str]:
-    """Take and acknowledge until so many have come."""
-    done: list[str] = []
-    end = SYSTEM_CLOCK.monotonic() + BOUND
-    while len(done) < number and SYSTEM_CLOCK.monotonic() < end:
-        taken = transport.receive(["mail"], 100, 30, 0.2, "w")
-        assert transport.ack(taken) == []
-        done += ids(taken)
-    return done
+class TestRedis(DyingServers):
+    product = "Redis"
+    logger = "taskline.redis"
+
+    @pytest.fixture
+    def servers(self, servers: list[RedisServer]) -> list[RedisServer]:
+        return servers
 
 
 def waiting(server: RedisServer) -> int:
@@ -81,43 +76,6 @@ def test_a_send_to_any_node_ends_the_wait(transport: Transport, urls: list[str])
     other.close()
 
 
-def test_nothing_is_lost_when_a_node_dies_and_returns(
-    transport: Transport, servers: list[RedisServer], caplog: pytest.LogCaptureFixture
-) -> None:
-    sent = messages(300)
-    transport.send(sent[:150])
-    held = waiting(servers[1])
-    with caplog.at_level(logging.INFO, "taskline"):
-        servers[1].kill()
-        for each in sent[150:]:
-            transport.send([each])
-        done = drain(transport, 300 - held)
-        servers[1].start()
-        done += drain(transport, held)
-    assert sorted(done) == sorted(ids(sent))
-    assert [each.levelname for each in caplog.records] == ["WARNING", "INFO"]
-    assert str(servers[1].port) in caplog.messages[0]
-
-
-def test_what_a_dead_node_is_owed_is_done_when_it_returns(
-    transport: Transport, servers: list[RedisServer]
-) -> None:
-    transport.send(messages(60))
-    taken = []
-    while len(taken) < 60:
-        taken += transport.receive(["mail"], 100, 600, 1, "w")
-    servers[0].kill()
-    assert transport.extend(taken, 600) == []
-    assert transport.release(taken[:10]) == []
-    assert transport.ack(taken[10:]) == []
-    servers[0].start()
-    assert sorted(drain(transport, 10)) == sorted(ids(taken[:10]))
-    end = SYSTEM_CLOCK.monotonic() + BOUND
-    while waiting(servers[0]) and SYSTEM_CLOCK.monotonic() < end:
-        assert transport.receive(["mail"], 100, 600, 0.2, "w") == []
-    assert [waiting(server) for server in servers] == [0, 0, 0]
-
-
 def test_a_frozen_node_is_left_out(transport: Transport, servers: list[RedisServer]) -> None:
     transport.send(messages(3))
     servers[2].pause()
@@ -131,21 +89,6 @@ def test_a_frozen_node_is_left_out(transport: Transport, servers: list[RedisServ
         servers[2].resume()
     done = drain(transport, 53)
     assert len(done) == len(set(done)) == 53
-
-
-def test_without_any_node_the_sender_is_told(
-    transport: Transport, servers: list[RedisServer]
-) -> None:
-    for server in servers:
-        server.kill()
-    with pytest.raises(TransportError, match="no Redis node takes the message") as caught:
-        transport.send(messages(1))
-    assert caught.value.retryable
-    with pytest.raises(TransportError):
-        transport.receive(["mail"], 1, 30, 0, "w")
-    servers[1].start()
-    transport.send(messages(1))
-    assert len(drain(transport, 1)) == 1
 
 
 def test_outcomes_of_a_dead_node_are_kept_by_the_next(

@@ -415,8 +415,12 @@ def _is_marked(hint: Any) -> bool:
 
 
 def _as_written(annotation: Any) -> Any:
-    """An annotation that `str(signature)` shows without the quotes of a postponed one."""
-    return _Verbatim(annotation) if isinstance(annotation, str) else annotation
+    """An annotation that `str(signature)` shows as the code has it."""
+    if isinstance(annotation, str):
+        return _Verbatim(annotation)  # a postponed one, without its quotes
+    if _is_marked(annotation):
+        return _Verbatim(f"Annotated[{inspect.formatannotation(get_args(annotation)[0])}, Secret]")
+    return annotation
 
 
 class _Verbatim:

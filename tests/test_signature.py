@@ -698,6 +698,13 @@ def test_a_secret_is_converted_like_any_other_value() -> None:
     assert args[0] == datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
 
 
+def test_a_secret_is_shown_as_the_code_has_it() -> None:
+    def log_in(password): ...  # type: ignore[no-untyped-def]
+
+    log_in.__annotations__["password"] = Annotated[str, Secret]
+    assert str(TaskSignature(log_in)) == "(password: Annotated[str, Secret])"
+
+
 def test_a_mark_that_cannot_be_resolved_hides_all_the_same() -> None:
     def log_in(user: str, password: str) -> None: ...
 

@@ -60,6 +60,14 @@ def test_a_call_is_one_command_of_few_bytes(server: RedisServer, app: Taskline) 
     assert (after - before) / 500 <= 260
 
 
+def test_what_waits_is_as_long_as_the_list_by_which_others_scale(
+    server: RedisServer, app: Taskline
+) -> None:
+    app.tasks["bench.noop"].map(range(7))
+    # As scaler.yaml of docs/deploy.md names it.
+    assert server.do("LLEN", "{taskline}r5:default").strip() == ":7"
+
+
 def test_many_calls_are_few_commands_and_take_little_memory(
     server: RedisServer, app: Taskline
 ) -> None:

@@ -315,7 +315,11 @@ def queues(app: Taskline, own: bool) -> Iterator[Finding]:
             remedy="taskline dead list, then requeue or purge them",
         )
     ready = sum(each.ready or 0 for each in stats)
-    yield Finding(check="queues", status=OK, message=f"{len(stats)} queues, {ready} ready messages")
+    yield Finding(
+        check="queues",
+        status=OK,
+        message=f"{output.count(len(stats), 'queue')}, {output.count(ready, 'ready message')}",
+    )
 
 
 def _unknown_tasks(app: Taskline, stats: QueueStats) -> Iterator[Finding]:

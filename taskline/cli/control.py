@@ -31,8 +31,8 @@ def control(ctx: click.Context) -> None:
     Orders go through the result backend, whatever the broker is; workers find them within
     2 seconds. With a signing_key they are signed, and workers heed no others.
 
-    Exits with 1 when there is no such worker or one refused, and with 4 when one did not
-    answer.
+    Exits with 1 when there is no worker or one refused, with 2 for a name that none has,
+    and with 4 when one did not answer.
 
     \b
     Examples:

@@ -93,7 +93,7 @@ def _configuration(app: Taskline, own: bool) -> Iterator[Finding]:
         yield checks.Finding(
             check="tasks",
             status=checks.OK if count else checks.WARN,
-            message=f"{count} tasks" if count else "the app has no tasks",
+            message=output.count(count, "task") if count else "the app has no tasks",
             remedy="" if count else "name the modules that define them in the setting include",
         )
 

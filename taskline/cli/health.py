@@ -37,7 +37,8 @@ def health(file: str, ready: bool) -> None:
     else:
         running = sum(len(process.running) for process in found.processes)
         output.line(
-            f"worker {found.name}: {len(found.processes)} processes, {running} running tasks"
+            f"worker {found.name}: {output.count(len(found.processes), 'process')}, "
+            f"{output.count(running, 'running task')}"
         )
     if trouble:
         raise click.exceptions.Exit(output.FAILED)

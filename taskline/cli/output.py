@@ -197,6 +197,13 @@ def when(seconds: float | None) -> str | None:
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
+def count(number: int, noun: str) -> str:
+    """`1 process`, `2 processes`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def span(seconds: float | None) -> str | None:
     """A duration in its two greatest units: `3m 12s`."""
     if seconds is None:

@@ -20,7 +20,7 @@ from taskline.cli.options import (
 )
 from taskline.cli.params import duration, lasting, moment, natural
 from taskline.cli.result import check_backend, report
-from taskline.errors import UnknownTask
+from taskline.errors import ConfigurationError, UnknownTask
 from taskline.loading import did_you_mean
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def send(
     kwargs = words.keywords("--kwargs", kwargs_json) if kwargs_json is not None else None
     named = words.pairs("--kw", kw)
     app = silent_app_or_broker()
+    _check_durable(app)
     made = new_files(app)
     if wait is not None:
         check_backend(app)
@@ -131,6 +132,18 @@ def send(
     if not as_json():
         output.line(result.id)
     report([result], wait, brief=True)
+
+
+def _check_durable(app: Taskline) -> None:
+    """Raise `ConfigurationError` for a broker that ends with this process."""
+    from taskline.transports import TRANSPORTS
+
+    found, _ = TRANSPORTS.find(app.settings.broker)
+    if not found.capabilities.durable and not app.queues.routed:
+        raise ConfigurationError(
+            f"{found.scheme}:// keeps messages in the process that sends them, and this one ends "
+            "now: name a broker such as sqlite:///shop.db"
+        )
 
 
 def known_task(app: Taskline, name: str) -> Task[..., Any] | None:

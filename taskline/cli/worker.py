@@ -280,7 +280,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
             "slots",
             "solo: the main thread, one task at a time; time limits are off"
             if options.solo
-            else f"{bounds(options)} processes x ({options.threads} threads, "
+            else f"{bounds(options)} x ({output.count(options.threads, 'thread')}, "
             f"{options.async_slots} async)",
         ),
         ("tasks", f"{len(own)}: {', '.join(own[:SHOWN])}{more}" if own else "none"),
@@ -293,11 +293,25 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
             f"warning: {found.scheme}:// keeps messages in the process that sends them; "
             "this worker will not see them: name a broker such as sqlite:///shop.db"
         )
+    for name, known in _misspelt(app, options.queues):
+        output.note(f"warning: no task of {app.name} is of {name!r}; did you mean {known!r}?")
     if not own:
         output.note(
             "warning: the app has no tasks; name the modules that define them: "
             "Taskline(..., include=['proj.tasks'])"
         )
+
+
+def _misspelt(app: Taskline, queues: list[str]) -> Iterator[tuple[str, str]]:
+    """The queues that nothing is known of, while one of another name is known and not served."""
+    from difflib import get_close_matches
+
+    from taskline.worker.process import served_queues
+
+    known = {*served_queues(app), *app.queues.routes}
+    for name in queues:
+        if name not in known and (near := get_close_matches(name, known - {*queues}, 1, 0.7)):
+            yield name, near[0]
 
 
 def _queues(app: Taskline, options: WorkerOptions) -> str:
@@ -312,9 +326,11 @@ def _queues(app: Taskline, options: WorkerOptions) -> str:
 
 
 def bounds(options: WorkerOptions) -> str:
-    """How many processes: `4`, or `2 to 8`."""
+    """How many processes: `4 processes`, or `2 to 8 processes`."""
     most = options.max_processes
-    return f"{options.processes}" if most is None else f"{options.processes} to {most}"
+    if most is None:
+        return output.count(options.processes, "process")
+    return f"{options.processes} to {most} processes"
 
 
 def _schedules(app: Taskline, options: WorkerOptions) -> Iterator[tuple[str, str]]:

@@ -56,9 +56,9 @@ class Probes:
                 family=socket.AF_INET6 if ":" in host or both else socket.AF_INET,
                 dualstack_ipv6=both,
             )
-        except socket.gaierror:
-            raise ConfigurationError(f"http={where!r}: there is no host {host}") from None
         except OSError as error:
+            if error.errno is not None and error.errno < 0:  # of getaddrinfo, not of the system
+                raise ConfigurationError(f"http={where!r}: there is no host {host}") from None
             raise ConfigurationError(
                 f"http={where!r}: {os.strerror(error.errno) if error.errno else error}"
             ) from None

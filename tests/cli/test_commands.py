@@ -98,6 +98,12 @@ def lines(run: Result) -> list[Any]:
 # What an app has
 
 
+def test_what_would_end_with_this_command_is_not_sent(run: Run) -> None:
+    refused = run("send", "proj.add", "1", "2", "--broker", "memory://")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "memory:// keeps messages in the process that sends them" in refused.stderr
+
+
 def test_tasks_shows_names_signatures_and_docs(run: Run) -> None:
     assert run("tasks", "-A", "proj").stdout == (
         "proj.add(a: int, b: int = 1) -> int\n"

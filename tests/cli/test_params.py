@@ -7,7 +7,7 @@ import datetime
 import click
 import pytest
 
-from taskline.cli.params import cpus, duration, lasting, moment, natural, positive, size
+from taskline.cli.params import cpus, duration, lasting, moment, natural, positive, seconds, size
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,12 @@ def test_a_duration_that_must_last() -> None:
     assert lasting("2m") == 120
     with pytest.raises(click.BadParameter, match="'0s' is no time at all"):
         lasting("0s")
+
+
+def test_a_duration_of_a_second_at_least() -> None:
+    assert seconds("1s") == 1
+    with pytest.raises(click.BadParameter, match="'10ms' is too short: give 1s or more"):
+        seconds("10ms")
 
 
 def test_a_time_with_a_zone() -> None:

@@ -234,7 +234,36 @@ def test_the_banner_says_what_was_started(project: Path) -> None:
     assert "shop (proj.app:app)" in banner[1]
     assert "2: proj.app.pid, proj.tasks.add" in banner[6]
     assert "INFO     taskline.supervisor: process" in process.stderr.readline()
+    assert "1 process x (1 thread, 100 async)" in banner[5]
     assert end(process, signal.SIGTERM)[0] == 0
+
+
+def test_a_queue_that_may_be_misspelt_is_named(project: Path) -> None:
+    code, said = end(command(project, "worker", "-A", "proj", "--drain", "-Q", "defualt,other"))
+    assert code == 0
+    assert [line for line in said.splitlines() if line.startswith("warning")] == [
+        "warning: no task of shop is of 'defualt'; did you mean 'default'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--nice 20", "20 is not in the range 0<=x<=19"),
+        ("--lease 10ms", "'10ms' is too short: give 1s or more"),
+        ("-c 100000", "processes=100000: give one worker 1 to 1000"),
+        ("--async-slots 99999999", "async_slots=99999999: give one worker 1 to 100000"),
+        ("--memory-limit 1M", "memory_limit=1 MiB: a process uses"),
+        ("--http nohost.invalid:80", "http='nohost.invalid:80': there is no host nohost.invalid"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_line(
+    project: Path, words: str, said: str
+) -> None:
+    code, complaint = end(command(project, "worker", "-A", "proj", *words.split()))
+    assert (code, complaint.splitlines()[-1].partition(": ")[0]) == (2, "taskline")
+    assert said in complaint.splitlines()[-1]
+    assert "Traceback" not in complaint
 
 
 @pytest.mark.parametrize(

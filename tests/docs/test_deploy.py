@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,25 @@ def test_kubernetes_probes_the_file_that_the_worker_writes(probe: str, ready: bo
     assert spec["terminationGracePeriodSeconds"] > given["grace"] + 5
     asked = parse(container[probe]["exec"]["command"])
     assert (asked["file"], asked["ready"]) == (given["status_file"], ready)
+
+
+def test_keda_scales_the_deployment_by_a_key_that_the_page_of_redis_names() -> None:
+    scaler = yaml.safe_load(FILES["scaler.yaml"])["spec"]
+    deployment = yaml.safe_load(FILES["worker.yaml"])
+    assert scaler["scaleTargetRef"] == deployment["metadata"]
+    [trigger] = scaler["triggers"]
+    assert trigger["metadata"]["listName"] == "{taskline}r5:mail"
+    page = (Path(__file__).resolve().parents[2] / "docs" / "transports" / "redis.md").read_text()
+    assert "| `r5:mail`, `b5:mail` |" in page
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "taskline.service"
+    # It looks whether the program is there.
+    unit.write_text(FILES["taskline.service"].replace("/srv/shop/.venv/bin/taskline", "/bin/true"))
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    assert checked.returncode == 0
+    assert unit.name not in checked.stderr, "what it says of other units is not ours"

@@ -33,6 +33,9 @@ Spec: TypeAlias = "str | Sequence[str] | Mapping[str, Any]"
 ALIASES = {"local": "sqlite", "mongo": "mongodb"}
 """The types of Sergeant's connectors, by our names."""
 
+BY_KOMBU = ("amqp", "amqps", "pyamqp", "sqs", "qpid", "sqla", "gcpubsub", "azureservicebus")
+"""Schemes of brokers in Celery's URLs that kombu serves here, after `kombu+`."""
+
 
 class Kind(NamedTuple):
     """Where a class is, and the extra of Taskline that installs its driver."""
@@ -126,8 +129,10 @@ class Registry(Generic[T]):
         from difflib import get_close_matches
 
         near = get_close_matches(name, [*self.known, *plug_ins, *ALIASES], 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigurationError(f"unknown {self.what} {name!r}: {hint}There are: {there}")
+        if name in BY_KOMBU and "kombu" in self.known:
+            near = [f"kombu+{name}://…"]
+        hint = f"did you mean {near[0]!r}? There are: " if near else "there are: "
+        raise ConfigurationError(f"unknown {self.what} {name!r}: {hint}{there}")
 
     def _plug_in(self, name: str) -> Kind | None:
         """Where an installed distribution says that this scheme is."""

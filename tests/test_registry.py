@@ -108,7 +108,8 @@ def test_several_nodes_reach_a_class_that_spreads_over_them(
 
 def test_an_unknown_scheme_names_the_nearest() -> None:
     assert "unknown broker 'sqlit': did you mean 'sqlite'?" in refusal("sqlit:///shop.db")
-    assert "did you mean" not in refusal("carrierpigeon://coop")
+    assert "unknown broker 'carrierpigeon': there are: " in refusal("carrierpigeon://coop")
+    assert "did you mean 'kombu+amqp://…'?" in refusal("amqp://guest@localhost//")
 
 
 @pytest.mark.parametrize(

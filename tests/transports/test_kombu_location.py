@@ -41,7 +41,14 @@ def test_a_mapping() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("kombu+nosuch://host", "kombu cannot open nosuch://host"),
+        (
+            "kombu+nosuch://host",
+            "kombu cannot open nosuch://host: it has no transport 'nosuch'; it has: amqp, ",
+        ),
+        (
+            "kombu+amqp://h?colour=red",
+            "cannot open amqp://h: it has no option 'colour'; Taskline's",
+        ),
         ("kombu+librabbitmq://h", "write amqp://|kombu cannot open"),
         ("kombu+amqp://h?queue_type=stream", "choose classic or quorum"),
         ("kombu+amqp://h?priorities=many", "priorities='many': not a number"),
@@ -56,6 +63,20 @@ def test_a_mapping() -> None:
 def test_what_is_wrong_is_said(spec: object, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         open_transport(spec)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [("redis://h", "redis"), ("rediss://h", "redis"), ("sqla+sqlite:///x", "sqlalchemy")],
+)
+def test_a_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch, url: str, extra: str) -> None:
+    def connection(*arguments: object, **options: object) -> object:
+        raise ModuleNotFoundError("No module named 'packaging'")
+
+    monkeypatch.setattr("kombu.connection.Connection", connection)
+    said = f"No module named 'packaging'; install its driver: pip install 'kombu\\[{extra}\\]'"
+    with pytest.raises(ConfigurationError, match=said):
+        locate(f"kombu+{url}").connection()
 
 
 def test_a_password_is_in_no_message() -> None:

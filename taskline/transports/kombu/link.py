@@ -177,5 +177,6 @@ def _told(error: BaseException) -> str:
     """What an exception says, on one line."""
     if isinstance(error, (socket.timeout, TimeoutError)):
         return "the broker does not answer in time"
-    text = " ".join(str(error).split())
+    # py-amqp begins with the class and method of AMQP, which are none for a login.
+    text = " ".join(str(error).split()).removeprefix("(0, 0): ")
     return text[:300] or type(error).__name__

@@ -20,6 +20,13 @@ HEARTBEAT = 10.0
 """Seconds between heartbeats, at most."""
 _NUMBERS = ("priorities", "heartbeat", "timeout")
 _OWN = ("prefix", "queue_type", *_NUMBERS)
+_EXTRAS = {
+    "kafka": "confluentkafka",
+    "rediss": "redis",
+    "sentinel": "redis",
+    "sqla": "sqlalchemy",
+}
+"""kombu's extras that have other names than the scheme."""
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -54,11 +61,28 @@ class Location(msgspec.Struct, frozen=True):
             )
             made.transport  # noqa: B018  kombu imports the driver here
         except Exception as error:
-            told = " ".join(str(error).replace(self.url, str(self)).split())
-            raise ConfigurationError(
-                f"kombu cannot open {self}: {told or type(error).__name__}"
-            ) from None
+            raise ConfigurationError(f"kombu cannot open {self}: {self._why(error)}") from None
         return made
+
+    def _why(self, error: Exception) -> str:
+        """What is wrong and what to do, on one line."""
+        told = " ".join(str(error).replace(self.url, str(self)).split()) or type(error).__name__
+        scheme = self.url.partition("://")[0].partition("+")[0].lower()
+        if isinstance(error, ImportError):
+            from importlib.metadata import metadata
+
+            extra = _EXTRAS.get(scheme, scheme)
+            if extra in (metadata("kombu").get_all("Provides-Extra") or ()):
+                return f"{told}; install its driver: pip install 'kombu[{extra}]'"
+        elif isinstance(error, KeyError) and "No such transport" in told:
+            from kombu.transport import TRANSPORT_ALIASES
+
+            there = sorted({name.lower() for name in TRANSPORT_ALIASES})
+            return f"it has no transport {scheme!r}; it has: {', '.join(there)}"
+        elif unknown := re.search(r"unexpected keyword argument '(\w+)'", told):
+            own = ", ".join(_OWN)
+            return f"it has no option {unknown[1]!r}; Taskline's are: {own}"
+        return told
 
     def __str__(self) -> str:
         return ";".join(hide_password(each) for each in self.url.partition("?")[0].split(";"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from taskline.app import Taskline
 from taskline.worker.admit import Admitted
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job
 from taskline.worker.gather import Gather
 from taskline.worker.lifetime import Lifetime
@@ -14,7 +15,7 @@ from taskline.worker.limits import Limiter
 from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
 from taskline.worker.settle import Settlements
-from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
+from taskline.worker.slots import AsyncSlots, ThreadSlot
 
 
 class Dispatch:

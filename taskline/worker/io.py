@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 from collections.abc import Collection, Mapping
-from itertools import chain
 
 from taskline.app import Taskline
 from taskline.backends.base import Backend
@@ -23,10 +22,12 @@ from taskline.transports.base import Transport
 from taskline.worker.admit import Admission
 from taskline.worker.autoscale import Gauge
 from taskline.worker.dispatch import Dispatch
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job, Runner
 from taskline.worker.flows import Flows
 from taskline.worker.gather import Gather, expanded
 from taskline.worker.herald import Herald
+from taskline.worker.intake import Intake
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
 from taskline.worker.limits import Limiter
@@ -35,7 +36,7 @@ from taskline.worker.prefetch import Prefetch
 from taskline.worker.remote import Remote
 from taskline.worker.report import Reporter
 from taskline.worker.settle import Settlements
-from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
+from taskline.worker.slots import AsyncSlots, ThreadSlot
 from taskline.worker.turns import Turns
 from taskline.worker.watch import LOOK_EVERY, Watch
 
@@ -45,15 +46,12 @@ TICK = 1.0
 """The longest sleep, in seconds."""
 LINGER = 0.005
 """Seconds for which finished jobs gather while the slots have more to do."""
-MOMENT = 0.001
-"""Seconds that brief tasks are given before anything else is done: they begin at once when this
-thread gives way, and are settled before more is received."""
 UPKEEP_AT_LEAST = 15.0
 """Seconds after which a process that is never idle does the upkeep all the same."""
 
 
 class IOThread:
-    """One per process. `run` is the thread's body; any thread may call `wake` and `stop`.
+    """One per process. `run` is the thread's body; any thread may call `stop`.
 
     A simulation calls `begin` and then `step` instead of `run`.
     """
@@ -100,12 +98,8 @@ class IOThread:
         """What all workers of the app are told."""
         self.drained = False
         """Whether the process ends because its queues are empty."""
-        self.left: list[str] = []
-        """Those that are not, since they are paused."""
-        self._fed_at = self._starved_at = 0.0
         self._herald = Herald(runner)
-        self._event = threading.Event()
-        self.exchange = Exchange(self.wake)
+        self.exchange = Exchange(app.clock)
         self.slots = [
             ThreadSlot(i, self.exchange, runner, ledger, self._clock) for i in range(slots)
         ]
@@ -118,7 +112,6 @@ class IOThread:
         self._prefetch = Prefetch(slots, prefetch)
         self._next_renewal = 0.0
         self._next_upkeep = 0.0
-        self._receiving: Transport | None = None
         self._stop_by: float | None = None
         self._outage = Outage(self._clock)
         self._gather = (
@@ -134,22 +127,21 @@ class IOThread:
         self._watch: Watch
         self._dispatch: Dispatch
         self._admission: Admission
+        self._intake: Intake
         self.ready = threading.Event()
         """Set once the broker and the backend were reached."""
         self.recycle = ""
         """Why the process must be replaced when this thread has ended; empty when it need not."""
 
-    def wake(self) -> None:
-        """Make the thread look now."""
-        self._event.set()
-        receiving = self._receiving
-        if receiving is not None:
-            receiving.interrupt()
-
     @property
     def held(self) -> Collection[Delivery]:
         """What this process holds: received, and not settled yet."""
         return self._settlements.held
+
+    @property
+    def left(self) -> list[str]:
+        """Those that are not, where it was drained: they are paused."""
+        return self._intake.left
 
     @property
     def stopping(self) -> bool:
@@ -159,7 +151,7 @@ class IOThread:
         """Take no more; give running tasks `grace` seconds, hand back the rest, end."""
         by = self._clock.monotonic() + grace
         self._stop_by = by if self._stop_by is None else min(by, self._stop_by)
-        self.wake()
+        self.exchange.wake()
 
     def run(self) -> None:
         """The thread's body; returns when stopped, with nothing held."""
@@ -176,8 +168,8 @@ class IOThread:
                         self.state = self._remote.state
                 except TransportError as error:
                     self._outage.failed(error)
-                    self._sleep(self._outage.retry_at - self._clock.monotonic())
-                    self._event.clear()
+                    self.exchange.sleep(self._outage.retry_at - self._clock.monotonic())
+                    self.exchange.begin_turn()
                 else:
                     self._outage.over()
                     self.begin(transport, backend)
@@ -233,6 +225,21 @@ class IOThread:
             self._condemned,
             self._max_deliveries,
         )
+        self._intake = Intake(
+            self._app,
+            transport,
+            self._turns,
+            self._consumer,
+            self._lease,
+            self.exchange,
+            self._settlements,
+            self._watch,
+            self._admission,
+            self._dispatch,
+            self._prefetch,
+            len(self.slots),
+            self._starvation,
+        )
         self._heed_rates(self.state.rates)
         if self.async_slots is not None:
             self._app.resources.loop = self.async_slots.open()
@@ -248,7 +255,7 @@ class IOThread:
                 self.slots,
                 self.async_slots,
             )
-        now = self._fed_at = self._starved_at = self._clock.monotonic()
+        now = self._clock.monotonic()
         self._next_renewal = now + self._lease / 3
         if self._ledger is not None:
             self._ledger.mark_ready(now)
@@ -262,7 +269,7 @@ class IOThread:
         now = self._clock.monotonic()
         if self._ledger is not None:
             self._ledger.beat(now, *self._settlements.counts.values())
-        self._event.clear()
+        self.exchange.begin_turn()
         self._dispatch.collect()
         running = self._watch.running()
         if running:
@@ -350,7 +357,7 @@ class IOThread:
         waiting = self.exchange.ready.qsize()
         if waiting and now >= self._outage.retry_at:
             # Slots are busy and have more to do: let finished jobs gather.
-            self._event.wait(self._clock.bound(min(LINGER, patience)))
+            self.exchange.linger(min(LINGER, patience))
             if self.exchange.done and len(self._settlements.held) <= len(self.slots):
                 return  # What was taken in has ended, or will in a moment: its results come first.
             waiting = self.exchange.ready.qsize()
@@ -364,108 +371,25 @@ class IOThread:
         self._dispatch.begin_batches(now)
         until = self._dispatch.next_due(now, until)
         if now < self._outage.retry_at:
-            self._sleep(min(until, self._outage.retry_at) - now)
+            self.exchange.sleep(min(until, self._outage.retry_at) - now)
         elif self._stop_by is not None:
-            self._sleep(min(until, max(self._stop_by, now + LINGER)) - now)
+            self.exchange.sleep(min(until, max(self._stop_by, now + LINGER)) - now)
         elif (room := self._dispatch.room(now, 0)) > 0:
             self._receive(room, until - now)
         else:
-            self._sleep(until - now)
-
-    def _sleep(self, seconds: float) -> None:
-        self.exchange.waiting = True
-        if seconds > 0 and not self.exchange.done:
-            self._event.wait(self._clock.bound(seconds))
-        self.exchange.waiting = False
+            self.exchange.sleep(until - now)
 
     def _receive(self, limit: int, wait: float) -> None:
-        queues = self._turns.next()
-        limiter = self._dispatch.limiter
-        if limiter is not None:
-            now = self._clock.monotonic()
-            scant, number = limiter.scant_queues(queues, now)
-            if scant and (deliveries := self._ask(scant, min(number, limit), 0.0)):
-                self._take_in(deliveries)
-                return
-            queues = limiter.open_queues(queues, now)
-        if wait > 0:
-            self.exchange.waiting = True
-            self._receiving = self._transport
-            if self.exchange.done or self._event.is_set():
-                wait = 0.0
-        try:
-            if queues:
-                deliveries = self._ask(queues, limit, wait)
-            else:  # all are paused, or have enough here
-                deliveries = []
-                self._sleep(wait)
-        finally:
-            self.exchange.waiting = False
-            self._receiving = None
-        if deliveries:
-            self._take_in(deliveries)
-            if self._prefetch.brief and len(self._settlements.held) <= len(self.slots):
-                self._sleep(MOMENT)
-        now = self._clock.monotonic()
-        idle = wait > 0 and not self._settlements.held
-        if self._starvation is not None:
-            self._look_at_hunger(now, self._starvation)
-        parked = limiter is not None and now < limiter.parked_until
-        if self._drain and idle and not deliveries and not parked and self._queues_are_empty():
+        idle = self._intake.receive(limit, wait)
+        if self._drain and idle and self._intake.is_dry():
             self.drained = True
             self.stop(0.0)
+        now = self._clock.monotonic()
         if now >= self._next_upkeep and (idle or now >= self._next_upkeep + UPKEEP_AT_LEAST):
             self._next_upkeep = now + TICK
             self._transport.maintain()
             if self._backend is not None:
                 self._backend.maintain()
-
-    def _ask(self, queues: list[str], limit: int, wait: float) -> list[Delivery]:
-        hooks = self._app.hooks
-        if hooks.of_receives:
-            hooks.call("before_receive", queues, limit)
-        return self._transport.receive(queues, limit, self._lease, wait, self._consumer)
-
-    def _queues_are_empty(self) -> bool:
-        """Whether nothing is due, and nobody holds anything that may come back.
-
-        Paused queues are not waited for: they are noted as `left`.
-        """
-        found = [each for each in self._transport.stats(self._queues) if each.ready or each.leased]
-        left = [each.queue for each in found if each.queue in self._turns.paused]
-        if len(found) > len(left):
-            return False
-        self.left = left
-        if left:
-            log.warning("these queues are paused and not empty: %s", ", ".join(left))
-        return True
-
-    def _look_at_hunger(self, now: float, starvation: float) -> None:
-        """Tell the middleware, each `starvation` seconds, that nothing comes."""
-        if self._settlements.held:
-            self._fed_at = self._starved_at = now
-        elif now - self._starved_at >= starvation:
-            self._starved_at = now
-            self._app.hooks.call("starvation", now - self._fed_at)
-
-    def _take_in(self, deliveries: list[Delivery]) -> None:
-        """Make jobs of what was received, and give the slots those that may run."""
-        now = self._clock.monotonic()
-        try:
-            shared = self._settlements.shared
-            self._watch.look_before_start(self._transport.newest_revocation if shared else None)
-        except TransportError:
-            self._settlements.refuse(deliveries)
-            raise
-        try:
-            admitted = self._admission.admit(deliveries)
-        except TransportError:
-            held = self._settlements.held
-            self._settlements.refuse([each for each in deliveries if each not in held])
-            raise
-        if self._app.hooks.of_receives:
-            self._app.hooks.call("after_receive", [job.header for job in chain(*admitted)])
-        self._dispatch.take(admitted, now)
 
     def _heed_rates(self, rates: Mapping[str, str]) -> None:
         """Keep the limits of the app, with these rates in place of its own."""

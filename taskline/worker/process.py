@@ -194,7 +194,7 @@ class Worker:
     def retire(self) -> None:
         """Take no more, and end when what runs has ended. Any thread may call it."""
         self._lifetime.told = "it was told to leave"
-        self.io.wake()
+        self.io.exchange.wake()
 
     def _stop_io(self, now: bool) -> None:
         self.io.stop(0.0 if now else self._grace)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from taskline.clock import Clock
 from taskline.worker.admit import Admitted
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job
 from taskline.worker.settle import Settlements
-from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
+from taskline.worker.slots import AsyncSlots, ThreadSlot
 
 ALONE = 0.5
 """Seconds for which a suspect runs without new neighbours; most that kill do it at once."""

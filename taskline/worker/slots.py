@@ -10,13 +10,12 @@ import ctypes
 import logging
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING
 
 from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job, Runner
 from taskline.worker.ledger import Ledger
 
@@ -30,43 +29,6 @@ INTERRUPT_SIGNAL = signal.SIGUSR1
 
 CANCELLED_HAS = 1.0
 """Seconds that coroutines have to end once the worker stops without them."""
-
-
-class Exchange:
-    """What the I/O thread and the slots share.
-
-    `ready` carries jobs to the thread slots, `done` brings them back. `wake` is
-    the I/O thread's; a slot calls it when it has nothing left to do, and also
-    after each job while `waiting` says that the I/O thread sleeps long, and as it
-    begins one whose time limit comes before `looks_at`.
-    """
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.ready: SimpleQueue[Job | None] = SimpleQueue()
-        self.done: deque[Job] = deque()
-        self.wake = wake
-        self.waiting = False
-        self.looks_at = 0.0
-        """When the I/O thread looks at the running jobs next, by the monotonic clock."""
-        self.taken = 0
-        """Counts the jobs that slots took; the I/O thread watches it move."""
-
-    def take_back(self, *, early: bool = False) -> list[Job]:
-        """Take the jobs that no slot has begun; those acknowledged before only with `early`."""
-        jobs: list[Job] = []
-        kept: list[Job] = []
-        while True:
-            try:
-                job = self.ready.get_nowait()
-            except Empty:
-                break
-            if job is not None and job.members:
-                jobs += (each for each in job.members if not each.lost)
-            elif job is not None and not job.lost:
-                (kept if job.early and not early else jobs).append(job)
-        for job in kept:
-            self.ready.put(job)
-        return jobs
 
 
 class ThreadSlot:

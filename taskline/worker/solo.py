@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from taskline.app import Taskline
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import RELEASE, Gate, Job, Runner
 from taskline.worker.io import IOThread
 from taskline.worker.options import WorkerOptions
-from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot, log
+from taskline.worker.slots import AsyncSlots, ThreadSlot, log
 
 if TYPE_CHECKING:
     import asyncio

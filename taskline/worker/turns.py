@@ -26,14 +26,14 @@ class Turns:
         """Those that are asked: all that are not paused."""
         self.paused: frozenset[str] = frozenset()
         """Those that are not."""
-        self._all = list(queues)
+        self.all = list(queues)
         self._weights = weights
         self._ranks = ranks
 
     def leave_out(self, paused: Collection[str]) -> frozenset[str]:
         """Ask these no more, and all others again; returns those that are new among these."""
-        before, self.paused = self.paused, frozenset(self._all).intersection(paused)
-        self.queues = [queue for queue in self._all if queue not in self.paused]
+        before, self.paused = self.paused, frozenset(self.all).intersection(paused)
+        self.queues = [queue for queue in self.all if queue not in self.paused]
         for said, queues in (
             ("is paused: nothing is taken of it", self.paused - before),
             ("goes on", before - self.paused),

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job, Runner
 from taskline.worker.gather import expanded
 from taskline.worker.ledger import Ledger
 from taskline.worker.revoked import Revoked
 from taskline.worker.settle import Settlements
-from taskline.worker.slots import AsyncSlots, Exchange, ThreadSlot
+from taskline.worker.slots import AsyncSlots, ThreadSlot
 
 LOOK_EVERY = 0.5
 """Seconds between two looks for revocations while tasks run, so that one is stopped within one."""

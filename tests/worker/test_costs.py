@@ -129,7 +129,7 @@ def calls_to_run(app: Taskline, task: Any, count: int) -> Counter[str]:
     deliveries = bench.transport.receive(["default"], count, 30.0, 0.0, "bench")
     assert len(deliveries) == count
     with Profile(task.function) as profile:
-        bench.io._take_in(deliveries)
+        bench.io._intake.take_in(deliveries)
         bench.exchange.ready.put(None)
         slot.loop()
     bench.drain()

@@ -158,7 +158,7 @@ def test_heavier_queues_are_asked_first_more_often(make_memory_app: Any) -> None
     transport, _ = spy_on(app)
     bench = Bench(app, queues=["light", "heavy"], weights={"heavy": 9})
     for _ in range(2000):
-        bench.io._receive(1, 0.0)
+        bench.io._intake.receive(1, 0.0)
     first = Counter(args[0][0] for name, args in transport.calls if name == "receive")
     assert 1700 < first["heavy"] < 1900
 

@@ -15,8 +15,9 @@ import pytest
 from taskline import Taskline
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import TaskTimeout
+from taskline.worker.exchange import Exchange
 from taskline.worker.execute import ACK, BURY, Job, Runner
-from taskline.worker.slots import Exchange, ThreadSlot
+from taskline.worker.slots import ThreadSlot
 
 
 class Slot:
@@ -28,7 +29,7 @@ class Slot:
         [delivery] = app.transport.receive(["default"], 1, 30.0, 0.0, "me")
         self.job = Job(delivery, *app.codec.open(delivery.frame), app.tasks["it"])
         self.runner = Runner(app, "me", keep_results=True)
-        self.exchange = Exchange(lambda: None)
+        self.exchange = Exchange(SYSTEM_CLOCK)
         self.slot = ThreadSlot(0, self.exchange, self.runner, None, SYSTEM_CLOCK)
         self.exchange.ready.put(self.job)
         self.exchange.ready.put(None)

@@ -48,7 +48,6 @@ class AMQPLink(Link):
         self._published = 0
         self._unconfirmed: dict[int, Parcel] = {}
         self._refused: list[Parcel] = []
-        self._returned = 0
 
     def open(self) -> None:
         self._channel = self.connection.channel()

@@ -15,9 +15,13 @@ from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
+from taskline.clock import Clock
 from taskline.kafka.marks import METADATA_BYTES, Marks, encode
 from taskline.message import Delivery
 from taskline.transports.kafka.partition import Partition, Receipt
+
+NOTICED = 0.1
+"""Seconds of waiting for the broker that are added to the leases."""
 
 
 class Written(NamedTuple):
@@ -35,14 +39,15 @@ class Written(NamedTuple):
 class Assignment:
     """See the module. `instance` names the member."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, clock: Clock) -> None:
         self.instance = instance
+        self._clock = clock
         self.changed = threading.Condition()
         self.partitions: dict[tuple[str, int], Partition] = {}
         self.order: list[Partition] = []
         """The same; the next to be served is the first."""
         self.settling = False
-        """Receipts are being taken: no partition is given up before that is over."""
+        """Receipts are being taken: see `settle`."""
         self.over = False
         """The membership has ended, and all that was held is lost."""
         self._serials = count(1)
@@ -118,7 +123,7 @@ class Assignment:
 
     def expire(self, now: float) -> int:
         """Locked: take back what nobody renewed in time; returns how many."""
-        expired = sum(each.expire(now) for each in self.order)
+        expired = 0 if self.settling else sum(each.expire(now) for each in self.order)
         if expired:
             self.changed.notify_all()
         return expired
@@ -155,14 +160,21 @@ class Assignment:
 
     @contextmanager
     def settle(self) -> Iterator[None]:
-        """Receipts are being taken."""
+        """Receipts are being taken: no partition is given up before that is over, and no lease
+        ends, because who would renew it waits for the broker here. That may take until a whole
+        rebalance is over: the broker answers a commit after the JoinGroup that is before it."""
+        begun = self._clock.monotonic()
         with self.changed:
             self.settling = True
         try:
             yield
         finally:
+            waited = self._clock.monotonic() - begun
             with self.changed:
                 self.settling = False
+                if waited >= NOTICED:
+                    for each in self.order:
+                        each.prolong(waited)
                 self.changed.notify_all()
 
     def of(self, delivery: Delivery) -> Partition:

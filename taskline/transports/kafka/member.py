@@ -74,7 +74,7 @@ class Member:
                 "partition.assignment.strategy": "cooperative-sticky",
             },
         )
-        self.assignment = Assignment(instance)
+        self.assignment = Assignment(instance, clock)
         self._changed = self.assignment.changed
         self._calls = Calls(location, self._changed)
         self.receipts = Receipts(location, clock, self._consumer, self.assignment, self._calls)
@@ -127,7 +127,8 @@ class Member:
                 if taken:
                     return taken
                 if blocked:
-                    self.receipts.commit(blocked)
+                    with self.assignment.settle():
+                        self.receipts.commit(blocked)
                     tried = True
         finally:
             self._asking = False
@@ -364,8 +365,9 @@ class Member:
                 now = self._clock.monotonic()
                 if now >= end and not assignment.settling:
                     break
-                for each in leaving:
-                    each.expire(now)
+                if not assignment.settling:
+                    for each in leaving:
+                        each.expire(now)
                 if not self._calls:
                     self._changed.wait(self._clock.bound(POLL))
                 self._changed.release()

@@ -262,6 +262,11 @@ class Partition:
             self.give_back(offset, lost=1)
         return len(over)
 
+    def prolong(self, seconds: float) -> None:
+        """Let all leases end so much later."""
+        for held in self.held.values():
+            held.until += seconds
+
     def put_down(self, below: int, started: Collection[str]) -> int:
         """Count one more handing-over of all unfinished messages below an offset, and one more
         loss of those whose ids are in `started`. Returns how many there are."""

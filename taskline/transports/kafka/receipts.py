@@ -134,8 +134,17 @@ class Receipts:
         return lost
 
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
-        """Renew; asks the broker whether this is still a member of the group."""
+        """Renew; asks the broker whether this is still a member of the group.
+
+        Where it does not answer they are renewed all the same: as long as this is a member nobody
+        else gets these messages, and else the broker refuses its receipts.
+        """
+        self._renew(deliveries, lease)
         self._verify(deliveries)
+        return self._renew(deliveries, lease)
+
+    def _renew(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
+        """Have those leases that have not ended end later; returns those that have."""
         until = self._clock.monotonic() + lease
         with self._changed:
             mine, lost = self._assignment.split(deliveries)
@@ -154,7 +163,8 @@ class Receipts:
             for each in mine:
                 self._assignment.of(each).give_back(each.receipt.offset)
             self._changed.notify_all()
-        self.commit(touched)  # their deliveries, which must not be counted twice after a crash
+        with self._assignment.settle():
+            self.commit(touched)  # their deliveries: not to be counted twice after a crash
         return lost
 
     def move(
@@ -180,7 +190,7 @@ class Receipts:
 
     def commit(self, partitions: Sequence[Partition]) -> set[tuple[str, int]]:
         """Tell the broker the state of these partitions; returns those that are ours no more."""
-        end = self._clock.monotonic() + self._location.timeout
+        end = float("inf")
         while True:
             with self._changed:
                 there = [each for each in partitions if self._assignment.has(each)]
@@ -190,6 +200,8 @@ class Receipts:
                 try:
                     self._calls.ask(partial(write_down, self._consumer, places))
                 except KafkaException as error:
+                    # From the first refusal on, which may have taken long to come.
+                    end = min(end, self._clock.monotonic() + self._location.timeout)
                     self._wait_for_verdict(error, end)
                     continue
                 self._assignment.committed(written)

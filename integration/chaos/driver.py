@@ -257,6 +257,7 @@ class Driver:
             for letter in transport.dead_letters(limit=1_000_000)
         }
         outcomes = self._fetch(ids, at_last=True)
+        ahead = time.time() - time.monotonic()
         final = {
             "store": self._store.name,
             "lease": self._store.lease,
@@ -264,6 +265,8 @@ class Driver:
             "together": self._store.together,
             "batch": self._store.batch,
             "answers_lost": self._store.answers_lost,
+            "drain": self._store.drain,
+            "moves": [(pid, at - ahead) for pid, at in self._store.moves()],
             "outcomes": {key: self._known(found) for key, found in outcomes.items()},
             "dead": dead,
             "waiting": waiting,

@@ -14,6 +14,8 @@ from integration.chaos.tasks import KINDS, Kind
 from taskline.transports.base import Capabilities
 
 PRODUCERS = "producers"
+TOLD = 0.5
+"""Seconds until a line stands in a log, on a busy machine."""
 
 
 class Sent(NamedTuple):
@@ -91,6 +93,13 @@ class Evidence:
         """How many messages of a batch are stored in one step; 0 for all."""
         self.answers_lost: bool = final["answers_lost"]
         """Whether a send that raised may have been stored."""
+        self.drain: float = final["drain"]
+        self.moves = [
+            Trouble("move", "partition", frozenset({pid}), NOBODY, False, at, at)
+            for pid, at in final["moves"]
+        ]
+        """What a process had run for `drain` seconds it then handed back, as others were to have
+        it."""
         self.outcomes: dict[str, dict[str, Any]] = final["outcomes"]
         self.dead: dict[str, dict[str, Any]] = final["dead"]
         self.waiting: dict[str, str] = final["waiting"]
@@ -259,4 +268,8 @@ def explanation(evidence: Evidence, run: Run, successor: Run) -> Trouble | None:
             run.finish + lease, max(run.start, successor.start)
         ):
             return pause
+    for move in evidence.moves:
+        began, soon = run.start + evidence.drain, move.since + TOLD
+        if move.hits(run) and began <= soon and run.finish >= move.since <= successor.start + TOLD:
+            return move
     return None

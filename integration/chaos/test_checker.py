@@ -34,6 +34,8 @@ class World:
             "together": True,
             "batch": 0,
             "answers_lost": False,
+            "drain": 0.0,
+            "moves": [],
             "outcomes": {},
             "dead": {},
             "waiting": {},
@@ -385,6 +387,28 @@ def test_where_a_receipt_is_its_connections_a_cut_explains_a_repeat(world: World
     world.link("cut link", 5.05, 5.06)
     world.as_store(leases=False)
     assert world.violations() == set()
+
+
+@pytest.mark.parametrize(
+    ("until", "moved", "explained"),
+    [
+        (9.0, (100, 7.0), True),
+        (9.0, (100, 4.0), False),  # it had less time than it should have had
+        (6.0, (100, 7.0), False),  # it was over
+        (9.0, (200, 7.0), False),  # another process
+        (9.0, (100, 8.9), False),  # after its successor had begun
+    ],
+)
+def test_what_ran_long_when_its_partition_moved_is_run_again(
+    world: World, until: float, moved: tuple[int, float], explained: bool
+) -> None:
+    world.as_store(idempotent=False)
+    world.final.update(drain=5.0, moves=[moved])
+    world.send("m", "s")
+    world.run("m-0", 1.0, until)
+    world.run("m-0", 7.1, 15.0, delivery=2, pid=300)
+    world.end("m-0", delivery=2)
+    assert world.violations() == (set() if explained else {"repeat"})
 
 
 def sent_twice(world: World) -> None:

@@ -52,6 +52,8 @@ class Store:
     """How much longer than usual the time between two faults is."""
     skew: ClassVar[float] = 0.0
     """Seconds by which the clock of a worker may be wrong, before or behind."""
+    drain: ClassVar[float] = 0.0
+    """Seconds that running tasks have when others are to have their messages; see `moves`."""
     together: bool = False
     """Whether receipts and outcomes are one step."""
 
@@ -121,6 +123,11 @@ class Store:
         stats = app.transport.stats([LOAD, GRAVE])
         counted = sum(each.ready or 0 for each in stats)
         return "ok" if counted <= waiting else f"{counted} are counted, {waiting} are there"
+
+    def moves(self) -> list[tuple[int, float]]:
+        """Which process told when (Unix seconds) that it hands back what it had run for `drain`
+        seconds or more, because others were to have it."""
+        return []
 
     def excuses(self, line: str) -> bool:
         """Whether a line in the producers' log tells of nothing but our faults."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
+
 from integration.chaos.stores.base import DRIVER, LINKS, PRODUCERS, ServerStore, query
 from integration.servers.kafka import KafkaServer
 from integration.servers.process import free_port
 from integration.servers.proxy import Proxy
+from taskline.kafka.location import DRAIN
+
+MOVED = re.compile(r"^(\S+ \S+) (\d+) WARNING \d+ running tasks are handed back: their partitions")
 
 
 class KafkaStore(ServerStore):
@@ -20,6 +26,7 @@ class KafkaStore(ServerStore):
     gap = 4.0
     lease = 6.0
     skew = 0.0
+    drain = DRAIN
     server: KafkaServer
 
     def make_server(self) -> KafkaServer:
@@ -58,6 +65,16 @@ class KafkaStore(ServerStore):
             },
         )
         return broker, f"sqlite:///{self.directory}/results.db"
+
+    def moves(self) -> list[tuple[int, float]]:
+        told = [
+            found
+            for log in self.directory.glob("site-*.log")
+            for line in log.read_text(errors="replace").splitlines()
+            if (found := MOVED.match(line))
+        ]
+        form = "%Y-%m-%d %H:%M:%S,%f"
+        return [(int(each[2]), datetime.strptime(each[1], form).timestamp()) for each in told]
 
 
 CLASS = KafkaStore

@@ -56,7 +56,11 @@ class _Whisper:
 
 
 _QUIET: dict[str, Any] = {"logger": _Whisper(), "error_cb": lambda error: None}
-_RECONNECT = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000}
+_RECONNECT: dict[str, Any] = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000}
+if libversion()[1] >= 0x020A0000:  # older ones have no such setting, and do as it says
+    # When all connections are lost librdkafka would begin anew with the brokers it was given, and
+    # now and then it then waits for ever for a coordinator that it has given up (issue 5511).
+    _RECONNECT["metadata.recovery.strategy"] = "none"
 
 UUID = 37
 """Characters that the broker adds to a static member's name to make the member's id."""

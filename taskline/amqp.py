@@ -48,6 +48,13 @@ def moment(value: object) -> float | None:
     return found.timestamp()
 
 
+def stamp(seconds: float | None) -> str | None:
+    """Unix seconds as Celery writes a time; None for none."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+
+
 class _Wrapped(msgspec.Struct):
     amqp: Envelope
 

@@ -8,40 +8,29 @@ reads Taskline's own frames as well. https://docs.celeryq.dev/en/stable/internal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
 
-from taskline import amqp
+from taskline import amqp, celery_results
 from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import ConfigurationError, MessageRefused, SerializationError
 from taskline.message import (
-    EXPIRED,
-    FAILURE,
     FINAL_STATES,
-    PENDING,
-    RETRY,
-    REVOKED,
-    STARTED,
-    SUCCESS,
     VERSION,
     Header,
     Message,
     Outcome,
     OutcomeHeader,
-    split_outcome,
 )
 from taskline.queueing import Queues
 
 CELERY = "celery"
 """In `Header.headers`: the headers of the message as Celery wrote them."""
 OURS = "taskline"
-"""A header of ours in Celery's message, and a key of ours in its result: what Celery has no word
-for, so that attempts are counted and policies kept. Celery ignores it."""
-RESULT = b'{"status":'
-"""Every result begins so, and no frame of Taskline's."""
+"""A header of ours in Celery's message: what Celery has no word for, so that attempts are
+counted and policies kept. Celery ignores it."""
 
 _TYPES = {
     "json": "application/json",
@@ -49,10 +38,6 @@ _TYPES = {
     "msgpack": "application/x-msgpack",
 }
 _NAMES = {content_type: name for name, content_type in _TYPES.items()}
-_TO_CELERY = {EXPIRED: REVOKED}
-_FROM_CELERY = {state: state for state in (PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED)} | {
-    "IGNORED": SUCCESS
-}
 _KEPT = ("sent", "result_ttl", "retry", "first_run", "waited", "errors", "trace", "headers")
 _NO_CALLBACKS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -130,8 +115,8 @@ class CeleryCodec(Codec):
             **{name: each for name, each in theirs.items() if name != "reply_to"},
             "task": header.task,
             "id": header.id,
-            "eta": _stamp(header.eta),
-            "expires": _stamp(header.expires),
+            "eta": amqp.stamp(header.eta),
+            "expires": amqp.stamp(header.expires),
             "retries": header.attempt - 1,
             "timelimit": [header.timeout, header.soft_timeout],
             "root_id": header.root or header.id,
@@ -247,84 +232,14 @@ class CeleryCodec(Codec):
             return super().encode_outcome(header, value, sent=sent, ttl=ttl)
         header.serializer, header.compression = "json", ""
         result = self._write(header, value)
-        meta: dict[str, Any] = {
-            "status": _TO_CELERY.get(header.state, header.state),
-            "result": msgspec.Raw(result) if header.error is None else _celery_error(header.error),
-            "traceback": (header.error or {}).get("traceback") or None,
-            "children": [],
-            "date_done": _stamp(header.finished),
-            "task_id": header.id,
-            "name": header.task,
-            "worker": header.worker,
-            "queue": header.queue,
-            "retries": header.attempt - 1,
-            "parent_id": header.parent,
-            OURS: header,
-        }
-        if header.state in (REVOKED, EXPIRED) and header.error is None:
-            said = "expired" if header.state == EXPIRED else "revoked"
-            meta["result"] = {
-                "exc_type": "TaskRevokedError",
-                "exc_message": [said],
-                "exc_module": "celery.exceptions",
-            }
-        frame = self._seal(msgspec.json.encode(meta))
+        frame = self._seal(celery_results.pack(header, result))
         return Outcome(header.id, header.state, sent, header.deliveries, ttl, frame)
 
     def open_outcome(self, frame: bytes) -> tuple[OutcomeHeader, bytes]:
         """The header and value of Celery's result or Taskline's; raises as `Codec.open_outcome`."""
         if not frame.startswith(b"{") or b"\n" in frame:
             return super().open_outcome(frame)
-        try:
-            meta = _meta_decoder.decode(frame)
-            if meta.taskline is not None:
-                return meta.taskline, bytes(meta.result)
-            return _outcome_header(meta), bytes(meta.result)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise SerializationError(f"not a result of Celery's: {error}") from None
-
-
-class _Meta(msgspec.Struct):
-    """A result as Celery's backends store it."""
-
-    status: str
-    result: msgspec.Raw = msgspec.Raw(b"null")
-    traceback: str | None = None
-    task_id: str = ""
-    name: str | None = None
-    worker: str | None = None
-    queue: str | None = None
-    retries: int | None = None
-    parent_id: str | None = None
-    date_done: str | None = None
-    taskline: OutcomeHeader | None = None
-
-
-class _Error(msgspec.Struct):
-    """An exception as Celery writes it."""
-
-    exc_type: str = "Exception"
-    exc_message: Any = None
-    exc_module: str | None = None
-
-
-class _State(msgspec.Struct):
-    status: str
-
-
-_meta_decoder = msgspec.json.Decoder(_Meta)
-_error_decoder = msgspec.json.Decoder(_Error)
-_state_decoder = msgspec.json.Decoder(_State)
-
-
-def state_of(result: bytes) -> str:
-    """The state of a stored result, by Taskline's name; `STARTED` for others that Celery has."""
-    try:
-        if not result.startswith(RESULT):
-            return split_outcome(result)[0].state
-        return _FROM_CELERY.get(_state_decoder.decode(result).status, STARTED)
-    except (SerializationError, msgspec.MsgspecError, UnicodeDecodeError):
-        return FAILURE  # who opens it is told what is wrong
+        return celery_results.unpack(frame)
 
 
 def _header(envelope: amqp.Envelope) -> Header:
@@ -375,55 +290,3 @@ def _header(envelope: amqp.Envelope) -> Header:
         return msgspec.convert(msgspec.to_builtins(header), Header)
     except (msgspec.MsgspecError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise SerializationError(f"a header of Celery's message is wrong: {error}") from None
-
-
-def _outcome_header(meta: _Meta) -> OutcomeHeader:
-    """Taskline's header of a result that a worker of Celery's stored."""
-    state = _FROM_CELERY.get(meta.status, STARTED)
-    error = None
-    if state in (FAILURE, RETRY):
-        error = _our_error(meta)
-    return OutcomeHeader(
-        VERSION,
-        meta.task_id,
-        state,
-        task=meta.name or "",
-        queue=meta.queue or "",
-        attempt=(meta.retries or 0) + 1,
-        worker=meta.worker or "",
-        finished=amqp.moment(meta.date_done) if state in FINAL_STATES else None,
-        error=error,
-        parent=meta.parent_id,
-    )
-
-
-def _our_error(meta: _Meta) -> dict[str, Any]:
-    """Celery's exception as `OutcomeHeader.error` has it."""
-    try:
-        found = _error_decoder.decode(meta.result)
-    except msgspec.MsgspecError:
-        found = _Error(exc_message=bytes(meta.result).decode(errors="replace"))
-    module, said = found.exc_module or "builtins", found.exc_message
-    args = said if isinstance(said, list) else [] if said is None else [said]
-    return {
-        "type": f"{module}.{found.exc_type}",
-        "message": ", ".join(str(each) for each in args),
-        "args": args,
-        "traceback": meta.traceback or "",
-    }
-
-
-def _celery_error(error: dict[str, Any]) -> dict[str, Any]:
-    """`OutcomeHeader.error` as Celery has it."""
-    module, _, name = str(error.get("type", "Exception")).rpartition(".")
-    return {
-        "exc_type": name,
-        "exc_message": error.get("args", [error.get("message", "")]),
-        "exc_module": module or "builtins",
-    }
-
-
-def _stamp(moment: float | None) -> str | None:
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, timezone.utc).isoformat()

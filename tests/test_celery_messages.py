@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from taskline import Taskline, amqp, outcomes
-from taskline.celery_messages import CeleryCodec, state_of
+from taskline.celery_messages import CeleryCodec
+from taskline.celery_results import state_of
 from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import ConfigurationError, MessageRefused, SerializationError

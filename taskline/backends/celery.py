@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskline.backends.redis import RedisBackend
-from taskline.celery_messages import state_of
+from taskline.celery_results import state_of
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
 from taskline.message import FINAL_STATES, Outcome

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taskline.errors import ConfigurationError, NotSupported
+from taskline.errors import ConfigurationError, NotSupported, TransportError
 from taskline.message import Message
 from taskline.result import AsyncResult, ResultSet
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """How many messages leave in one call of the transport."""
+AHEAD = 2 * 1024 * 1024
+"""Bytes of messages that may be under way in several such calls, where the transport can."""
 
 
 class Batch:
@@ -90,23 +95,34 @@ class Batch:
         _batch.reset(self._token)
         if error is not None:
             return
-        step = len(self._messages) if self._name else CHUNK
-        for start in range(0, len(self._messages), step or 1):
-            chunk = self._messages[start : start + step]
+        if self._promised:
+            self._deliver()
+        elif not self._name:
+            send_many(self._app, self._messages, self._extend)
+        elif self._messages:
+            self._app.transport.send_within(self._transaction, self._messages)
+            self._extend(self._messages)
+
+    def _deliver(self) -> None:
+        """Send what is in part unique."""
+        from taskline.claims import deliver
+
+        for start in range(0, len(self._messages), CHUNK):
+            chunk = self._messages[start : start + CHUNK]
             results = [
                 self._promised.get(each.header.id)
                 or AsyncResult(self._app, each.header.id, header=each.header)
                 for each in chunk
             ]
-            if self._name:
-                self._app.transport.send_within(self._transaction, chunk)
-            elif self._promised:
-                from taskline.claims import deliver
-
-                deliver(self._app, chunk, results)
-            else:
-                self._app.send(chunk)
+            deliver(self._app, chunk, results)
             self._results._extend(results)
+
+    def _extend(self, messages: Iterable[Message]) -> None:
+        """Add those of messages that are stored to the results."""
+        app = self._app
+        self._results._extend(
+            AsyncResult(app, each.header.id, header=each.header) for each in messages
+        )
 
     def _check(self) -> None:
         """Raise what can be told before the block about its transaction."""
@@ -124,3 +140,44 @@ _batch: ContextVar[Batch | None] = ContextVar("taskline_batch", default=None)
 
 current_batch = _batch.get
 """The batch of this context, or None."""
+
+
+def send_many(
+    app: Taskline, messages: Iterable[Message], stored: Callable[[list[Message]], object]
+) -> None:
+    """Send messages a thousand at a time, in order, and tell `stored` of each thousand that is.
+
+    In a batch they are told of when it has taken them. When sending some fails, or to take the
+    next from `messages`, no more are sent, and what was under way is waited for.
+    """
+    under_way: deque[tuple[list[Message], int, Callable[[], None]]] = deque()
+    ahead = 0
+
+    def settle() -> None:
+        nonlocal ahead
+        chunk, size, wait = under_way.popleft()
+        ahead -= size
+        wait()
+        if app.hooks.of_sends:
+            app.hooks.call("after_send", [each.header for each in chunk])
+        stored(chunk)
+
+    every = iter(messages)
+    try:
+        while chunk := list(islice(every, CHUNK)):
+            batch = current_batch()
+            if batch is not None and batch.take(app, chunk):
+                stored(chunk)
+                continue
+            size = sum([len(each.frame) for each in chunk])
+            under_way.append((chunk, size, app.transport.begin_send(chunk)))
+            ahead += size
+            while ahead > AHEAD:
+                settle()
+        while under_way:
+            settle()
+    except Exception:
+        while under_way:
+            with suppress(TransportError):
+                settle()
+        raise

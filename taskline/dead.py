@@ -124,7 +124,7 @@ def describe(app: Taskline, letter: DeadLetter) -> dict[str, Any]:
         task=header.task,
         args=list(args),
         kwargs=dict(kwargs),
-        errors=header.errors,
+        errors=list(header.errors),
         sent=header.sent,
         headers=header.headers,
     )

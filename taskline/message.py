@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -66,8 +67,12 @@ class Unique(msgspec.Struct, omit_defaults=True):
     """Its place in the order of those of which the newest is run."""
 
 
-class Header(msgspec.Struct, omit_defaults=True):
-    """The header of a message. Times are Unix seconds, durations seconds."""
+class Header(msgspec.Struct, omit_defaults=True, gc=False):
+    """The header of a message. Times are Unix seconds, durations seconds.
+
+    Like `Message` unknown to the garbage collector, which would look again and again at what a
+    program sends or reads: the plain data in them has no cycles.
+    """
 
     v: int
     id: str
@@ -89,7 +94,7 @@ class Header(msgspec.Struct, omit_defaults=True):
     """When the first attempt started, once there was one."""
     waited: float = 0.0
     """Seconds spent waiting between attempts so far."""
-    errors: list[str] = []
+    errors: Sequence[str] = ()
     """One line for each failed attempt, the newest last; at most ten are kept."""
     deliveries: int = 0
     """Handings-over before this copy of the message was stored, for transports that
@@ -108,7 +113,7 @@ class Header(msgspec.Struct, omit_defaults=True):
     """Set for a call that is not to meet others."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A header and its encoded frame, ready for a transport."""
 
     header: Header
@@ -166,7 +171,7 @@ class OutcomeHeader(msgspec.Struct, omit_defaults=True):
     finished: float | None = None
     retry_at: float | None = None
     """When the next attempt is due, in state RETRY."""
-    errors: list[str] = []
+    errors: Sequence[str] = ()
     error: dict[str, Any] | None = None
     """A failure: `type`, `message`, `traceback`, and `args` and `attrs` when JSON carries them."""
     parent: str | None = None
@@ -204,11 +209,34 @@ _outcome_decoder = msgspec.json.Decoder(OutcomeHeader)
 _encode = msgspec.json.encode
 
 
+_TAILS = 256
+"""So many ids take their random digits from the system at once."""
+_VERSIONS = bytes(0x70 | byte & 0x0F for byte in range(256))
+_VARIANTS = bytes(0x80 | byte & 0x3F for byte in range(256))
+_tails: list[str] = []
+
+
 def new_id() -> str:
     """A UUIDv7 (RFC 9562) as 32 hexadecimal digits: sorts by time of creation."""
-    rand = os.urandom(10)
-    variant = 0x80 | rand[2] & 0x3F
-    return f"{time.time_ns() // 1_000_000:012x}7{rand[:2].hex()[1:]}{variant:02x}{rand[3:].hex()}"
+    try:
+        tail = _tails.pop()
+    except IndexError:
+        tail = _more_tails()
+    return f"{time.time_ns() // 1_000_000:012x}{tail}"
+
+
+def _more_tails() -> str:
+    """Random ends of ids, made many at a time: one is returned, the others wait in `_tails`."""
+    rand = bytearray(os.urandom(10 * _TAILS))
+    rand[0::10] = rand[0::10].translate(_VERSIONS)
+    rand[2::10] = rand[2::10].translate(_VARIANTS)
+    digits = rand.hex()
+    _tails.extend(digits[at : at + 20] for at in range(20, len(digits), 20))
+    return digits[:20]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tails.clear)  # or it would make the ids of its parent
 
 
 def join(header: Header | OutcomeHeader, body: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 
 from taskline import limits
 from taskline import options as check
-from taskline.batch import CHUNK
+from taskline.batch import CHUNK, send_many
 from taskline.context import Request, require, running
 from taskline.errors import ConfigurationError, InvalidArguments, SerializationError
 from taskline.hooks import Hooks, Middleware, checked
@@ -219,26 +219,24 @@ class Calls(Generic[P, R]):
     def _send_all(self, calls: Iterable[tuple[Any, ...]]) -> ResultSet[R]:
         if self._options.task_id is not None:
             raise ConfigurationError("task_id names one task: it cannot be given for many calls")
-        if self.app.settings.eager:
-            return ResultSet(self.app, [self._send(each) for each in self._messages(calls)])
+        app = self.app
+        if app.settings.eager:
+            return ResultSet(app, [self._send(each) for each in self._messages(calls)])
         results: list[AsyncResult[R]] = []
-        chunk: list[Message] = []
         if self._options.rule is not None:
             every = self._messages(calls)
             while chunk := list(islice(every, CHUNK)):
                 results += self._send_unique(chunk)
-            return ResultSet(self.app, results)
+            return ResultSet(app, results)
         header: Header | None = None  # one for all, since a million of them would weigh
-        for message in self._messages(calls):
-            header = header or message.header
-            chunk.append(message)
-            results.append(AsyncResult(self.app, message.header.id, header=header))
-            if len(chunk) == CHUNK:
-                self.app.send(chunk)
-                chunk = []
-        if chunk:
-            self.app.send(chunk)
-        return ResultSet(self.app, results)
+
+        def stored(chunk: list[Message]) -> None:
+            nonlocal header
+            header = header or chunk[0].header
+            results.extend(AsyncResult(app, each.header.id, header=header) for each in chunk)
+
+        send_many(app, self._messages(calls), stored)
+        return ResultSet(app, results)
 
     def _messages(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[Message]:
         for index, args in enumerate(calls):

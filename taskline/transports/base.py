@@ -15,7 +15,7 @@ No transport object is used across a fork; `close` ends its use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -127,6 +127,15 @@ class Transport(ABC):
         A message whose `header.eta` is in the future is not handed over before.
         Sending an id that is still stored changes nothing.
         """
+
+    def begin_send(self, messages: Sequence[Message]) -> Callable[[], None]:
+        """Begin what `send` does; what it returns waits for the end of it, and raises as `send`.
+
+        For many messages in a row, a thousand in each call. Where several such calls can be under
+        way at once, this returns before the broker has answered; elsewhere all is done here.
+        """
+        self.send(messages)
+        return _nothing
 
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         """As `send`, as a part of a transaction that the caller has open and will commit.
@@ -278,3 +287,7 @@ class Transport(ABC):
 
     def _refuse(self, what: str) -> NotSupported:
         return NotSupported(f"the {self.scheme} transport cannot {what}")
+
+
+def _nothing() -> None:
+    """Wait for what is done already."""

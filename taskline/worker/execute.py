@@ -604,7 +604,7 @@ class Runner:
             try:
                 job.successor = self._codec.reframe(successor, job.body)
             except SerializationError:  # the lines about the attempts made it too large
-                successor = msgspec.structs.replace(successor, errors=[])
+                successor = msgspec.structs.replace(successor, errors=())
                 job.successor = self._codec.reframe(successor, job.body)
         except SerializationError as refused:
             self.bury(job, error, f"{error_line(error)}; it cannot be tried again: {refused}")

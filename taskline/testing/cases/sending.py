@@ -68,6 +68,15 @@ class Sending(TransportSuite):
         assert {d.id: bytes(d.frame) for d in taken} == {m.header.id: m.frame for m in sent}
         self.assert_empty(transport)
 
+    def test_many_sends_may_be_under_way(self, transport: Transport) -> None:
+        chunks = [messages(100) for _ in range(5)]
+        waits = [transport.begin_send(chunk) for chunk in chunks]
+        for wait in waits:
+            wait()
+        sent = [each for chunk in chunks for each in chunk]
+        assert sorted(ids(self.take(transport, 500))) == sorted(ids(sent))
+        self.assert_empty(transport)
+
     def test_one_batch_may_go_to_several_queues(self, transport: Transport) -> None:
         sent = [message(queue=queue) for queue in ("a", "b", "a", "c")]
         transport.send(sent)
@@ -77,6 +86,7 @@ class Sending(TransportSuite):
 
     def test_an_empty_batch_is_no_error(self, transport: Transport) -> None:
         transport.send([])
+        transport.begin_send([])()
         assert list(transport.ack([])) == []
         assert list(transport.release([])) == []
         assert list(transport.replace([])) == []

@@ -62,11 +62,12 @@ class Entry:
 def headers_of(header: Header, deliveries: int = 0, lost: int = 0) -> Headers:
     """The headers of a message's record."""
     found: Headers = [(ID, header.id.encode())]
-    deliveries = max(deliveries, header.deliveries)
-    if deliveries:
-        found.append((DELIVERIES, b"%d" % deliveries))
+    if deliveries or header.deliveries:
+        found.append((DELIVERIES, b"%d" % max(deliveries, header.deliveries)))
     if lost:
         found.append((LOST, b"%d" % lost))
+    if not header.headers and header.trace is None:
+        return found
     for more in (header.headers, header.trace):
         if more:
             found += [

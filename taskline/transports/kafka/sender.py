@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
 from taskline.errors import TransportError
@@ -22,25 +24,15 @@ POLL = 0.2
 """Seconds after which the thread looks whether it is to end."""
 
 
-class Outgoing:
+class Outgoing(msgspec.Struct, gc=False):
     """One record to be written."""
 
-    __slots__ = ("headers", "key", "partition", "topic", "value")
-
-    def __init__(
-        self,
-        topic: str,
-        value: bytes | None,
-        headers: Headers,
-        key: bytes | None = None,
-        partition: int = -1,
-    ) -> None:
-        self.topic = topic
-        self.value = value
-        self.headers = headers
-        self.key = key
-        self.partition = partition
-        """-1: by the key, or else any."""
+    topic: str
+    value: bytes | None
+    headers: Headers
+    key: bytes | None = None
+    partition: int = -1
+    """-1: by the key, or else any."""
 
 
 class _Pending:
@@ -54,26 +46,24 @@ class _Pending:
         self.unplaced = 0
         """Said to be stored, but not where: see `send`."""
         self.done = threading.Event()
+        if not count:
+            self.done.set()
 
     def delivered(self, error: KafkaError | None, record: Record) -> None:
         """One was answered for. Called by the collecting thread only."""
         if error is not None:
             self.error = error
-        elif not _placed(record):
-            self.unplaced += 1
+        else:
+            offset = record.offset()
+            if offset is None or offset < 0:
+                self.unplaced += 1
         self.count -= 1
         if not self.count:
             self.done.set()
 
 
-def _placed(record: Record) -> bool:
-    """Whether the broker said where it has put a record."""
-    offset = record.offset()
-    return offset is not None and offset >= 0
-
-
 class Sender:
-    """Any thread may `send`; one thread of its own, `taskline-kafka-sender`, serves callbacks.
+    """Any thread may `begin`; one thread of its own, `taskline-kafka-sender`, serves callbacks.
 
     Records of many callers travel in common batches.
     """
@@ -88,15 +78,15 @@ class Sender:
         )
         self._thread.start()
 
-    def send(self, records: Sequence[Outgoing]) -> None:
-        """Write all; returns when the broker has acknowledged each. Raises `TransportError`.
+    def begin(self, records: Sequence[Outgoing]) -> Callable[[], None]:
+        """Give all to librdkafka; what this returns waits until the broker has acknowledged each.
 
-        Of a record that the broker refused librdkafka says that it is stored, without an offset,
-        once a later one of its partition is: that counts as an error (see `new_producer`).
+        Both raise `TransportError`. Of a record that the broker refused librdkafka says that it is
+        stored, without an offset, once a later one of its partition is: that counts as an error
+        (see `new_producer`).
         """
         pending = _Pending(len(records))
         produce, delivered = self._producer.produce, pending.delivered
-        written = 0
         try:
             for each in records:
                 while True:
@@ -112,9 +102,11 @@ class Sender:
                         break
                     except BufferError:  # the local queue is full: the thread empties it
                         pending.done.wait(0.01)
-                written += 1
         except KafkaException as error:
             raise translate(self._location, error, "take a message") from None
+        return partial(self._wait, pending, len(records))
+
+    def _wait(self, pending: _Pending, count: int) -> None:
         if not pending.done.wait(self._location.timeout + 5 * POLL):
             raise TransportError(
                 f"Kafka at {self._location.brokers} has not acknowledged {pending.count} messages "
@@ -125,7 +117,7 @@ class Sender:
         if pending.unplaced:
             raise TransportError(
                 f"Kafka at {self._location.brokers} has taken messages in the wrong order, and "
-                f"{pending.unplaced} of {len(records)} perhaps not at all: send them again, and "
+                f"{pending.unplaced} of {count} perhaps not at all: send them again, and "
                 "leave max.in.flight.requests.per.connection at 1"
             )
 

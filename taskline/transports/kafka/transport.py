@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -88,7 +88,10 @@ class KafkaTransport(Transport):
 
     def send(self, messages: Sequence[Message]) -> None:
         if messages:
-            self._to_send().send([self._record(each) for each in messages])
+            self.begin_send(messages)()
+
+    def begin_send(self, messages: Sequence[Message]) -> Callable[[], None]:
+        return self._to_send().begin([self._record(each) for each in messages])
 
     def _to_send(self) -> Sender:
         if self._sender is None:

@@ -83,6 +83,20 @@ class RoutedTransport(Transport):
                 [self._names.written(message, name) for name, message in group]
             )
 
+    def begin_send(self, messages: Sequence[Message]) -> Callable[[], None]:
+        waits = [
+            connector.transport.begin_send(
+                [self._names.written(message, name) for name, message in group]
+            )
+            for connector, group in self._names.outgoing(messages).items()
+        ]
+
+        def wait() -> None:
+            for each in waits:
+                each()
+
+        return wait
+
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         home = self._connectors[""]
         groups = self._names.outgoing(messages)

@@ -107,7 +107,7 @@ def test_the_successor_counts_on() -> None:
     third = successor(second, OSError("y"), 6.0, now=20.0, started=19.0)
     assert (third.attempt, third.first_run, third.waited) == (3, 9.0, 10.0)
     assert third.errors == ["OSError: x", "OSError: y"]
-    assert (first.attempt, first.errors) == (1, [])
+    assert (first.attempt, list(first.errors)) == (1, [])
 
 
 FIVE = RetryPolicy.of({"max": 2, "wait": 5, "never": [KeyError]})

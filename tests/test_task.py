@@ -22,6 +22,7 @@ from taskline import (
 )
 from taskline.clock import ManualClock
 from taskline.message import Header, Message, new_id
+from taskline.transports.base import Transport
 
 
 class Recorder:
@@ -32,6 +33,8 @@ class Recorder:
 
     def send(self, messages: list[Message]) -> None:
         self.sent.append(list(messages))
+
+    begin_send = Transport.begin_send
 
     @property
     def headers(self) -> list[Header]:

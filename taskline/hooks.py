@@ -138,7 +138,10 @@ class Hooks:
 
 
 def checked(middleware: Any) -> Middleware:
-    """The middleware; raises `ConfigurationError` for what is none."""
+    """The middleware; raises `ConfigurationError` for what is none, or could not be called.
+
+    A method that has almost the name of an event is told of in the log.
+    """
     if isinstance(middleware, type) and issubclass(middleware, Middleware):
         raise ConfigurationError(
             f"{middleware.__qualname__} is a class: give an object of it, {middleware.__name__}()"
@@ -147,7 +150,44 @@ def checked(middleware: Any) -> Middleware:
         raise ConfigurationError(
             f"{middleware!r} is no middleware: inherit from taskline.Middleware"
         )
+    for event in EVENTS:
+        if _overrides(middleware, event):
+            _check_arguments(middleware, event)
+    _tell_of_misspelt(middleware)
     return middleware
+
+
+def _check_arguments(middleware: Middleware, event: str) -> None:
+    import inspect
+
+    given = [*inspect.signature(getattr(Middleware, event)).parameters][1:]
+    try:
+        inspect.signature(getattr(middleware, event)).bind(*given)
+    except TypeError:
+        raise ConfigurationError(
+            f"{type(middleware).__qualname__}.{event} is called with ({', '.join(given)}): "
+            "let it take these"
+        ) from None
+    except ValueError:
+        pass  # it does not say what it takes
+
+
+def _tell_of_misspelt(middleware: Middleware) -> None:
+    from difflib import get_close_matches
+
+    kind = type(middleware)
+    methods = [name for name in dir(kind) if name[0] != "_" and callable(getattr(kind, name))]
+    missing = [event for event in EVENTS if not _overrides(middleware, event)]
+    for name in methods:
+        if name not in EVENTS and (near := get_close_matches(name, missing, 1, 0.8)):
+            import logging
+
+            logging.getLogger("taskline.hooks").warning(
+                "%s.%s is never called: there is no such event; did you mean %s?",
+                kind.__qualname__,
+                name,
+                near[0],
+            )
 
 
 def _log(hook: Hook) -> None:

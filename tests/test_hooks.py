@@ -268,3 +268,33 @@ def test_what_is_no_middleware_is_refused(app: Taskline, given: Any, message: st
     assert message in str(error.value)
     with pytest.raises(ConfigurationError):
         app.task(middleware=[given])(lambda: None)
+
+
+def test_a_method_that_cannot_be_called_is_refused(app: Taskline) -> None:
+    class Narrow(Middleware):
+        def after_run(self, request: Any) -> None: ...  # type: ignore[override]
+
+    with pytest.raises(
+        ConfigurationError, match=r"Narrow.after_run is called with \(request, error"
+    ):
+        app.use(Narrow())
+
+
+def test_a_method_with_almost_the_name_of_an_event_is_told_of(
+    app: Taskline, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Metrics(Middleware):
+        def on_success(self, request: Any, value: Any) -> None: ...
+
+        def failure(self, request: Any, error: BaseException) -> None: ...
+
+        def failures(self) -> int:
+            return 0
+
+        def table(self) -> None: ...
+
+    app.use(Metrics())
+    [record] = caplog.records
+    assert record.getMessage().endswith(
+        "Metrics.on_success is never called: there is no such event; did you mean success?"
+    )

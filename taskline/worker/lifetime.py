@@ -6,15 +6,12 @@ import logging
 import os
 
 from taskline.errors import ConfigurationError
-from taskline.worker.options import WorkerOptions
+from taskline.worker.options import WorkerOptions, check_values
 
 log = logging.getLogger("taskline.worker")
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at how large a process is."""
-
-MOST = {"processes": 1000, "max_processes": 1000, "threads": 10_000, "async_slots": 100_000}
-"""More is a slip of the finger, and no machine has the descriptors or the memory for it."""
 
 
 class Lifetime:
@@ -90,10 +87,7 @@ def mebibytes(size: int) -> str:
 
 def check(options: WorkerOptions) -> None:
     """Raise `ConfigurationError` for what cannot be, or cannot be kept on this machine."""
-    for name, most in MOST.items():
-        count = getattr(options, name)
-        if count is not None and not 1 <= count <= most:
-            raise ConfigurationError(f"{name}={count}: give one worker 1 to {most}")
+    check_values(options)
     for name in ("soft_memory_limit", "memory_limit"):
         if getattr(options, name) is not None and not os.path.exists("/proc/self/statm"):
             raise ConfigurationError(

@@ -18,8 +18,7 @@ from taskline.control import presence
 from taskline.control.records import Answer, Order
 from taskline.control.state import State, States
 from taskline.errors import SerializationError, TransportError
-from taskline.worker.lifetime import MOST
-from taskline.worker.options import WorkerOptions
+from taskline.worker.options import MOST_PROCESSES, WorkerOptions
 from taskline.worker.report import Reporter
 from taskline.worker.requests import Request, ask
 
@@ -135,8 +134,8 @@ class Remote:
             return Answer(
                 error=f"it has {options.processes}..{options.max_processes} processes, as needed"
             )
-        if order.what == "scale" and order.count > MOST["processes"]:
-            return Answer(error=f"one worker has at most {MOST['processes']} processes")
+        if order.what == "scale" and order.count > MOST_PROCESSES:
+            return Answer(error=f"one worker has at most {MOST_PROCESSES} processes")
         if self._requests is not None:
             request = Request(
                 id=order.id, what=order.what, now=order.now, grace=order.grace, count=order.count

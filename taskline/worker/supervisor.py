@@ -45,6 +45,8 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at the processes, at most."""
 UNFINISHED = 4
 """Exit code where what was to be drained was not, since it is paused."""
+FAILED = 1
+"""Exit code where the middleware did not let the worker start."""
 START_AGAIN_AFTER = 1.0
 """Seconds until the next try where the system let no process be made."""
 SCHEDULERS = 2
@@ -94,11 +96,17 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until SIGTERM or SIGINT, or until drained; returns the exit code.
 
-        0, or 2 for a wrong configuration, or 4 where paused queues kept it from draining all.
+        0, or 1 where `worker_start` raised, or 2 for a wrong configuration, or 4 where paused
+        queues kept it from draining all.
         """
         import_included(self.app)
         self._bulletin.open()
-        self.app.hooks.call("worker_start", self.app)
+        try:
+            self.app.hooks.call("worker_start", self.app)
+        except Exception:
+            log.critical("worker_start of the app's middleware failed", exc_info=True)
+            self._bulletin.close()
+            return FAILED
         with _signals_wake(self._on_signal) as wake:
             self._requests = Requests()
             self._starter = self._make_starter()

@@ -251,8 +251,8 @@ def test_a_queue_that_may_be_misspelt_is_named(project: Path) -> None:
     [
         ("--nice 20", "20 is not in the range 0<=x<=19"),
         ("--lease 10ms", "'10ms' is too short: give 1s or more"),
-        ("-c 100000", "processes=100000: give one worker 1 to 1000"),
-        ("--async-slots 99999999", "async_slots=99999999: give one worker 1 to 100000"),
+        ("-c 100000", "processes=100000: Expected `int` <= 1000"),
+        ("--async-slots 99999999", "async_slots=99999999: Expected `int` <= 100000"),
         ("--memory-limit 1M", "memory_limit=1 MiB: a process uses"),
         ("--http nohost.invalid:80", "http='nohost.invalid:80': there is no host nohost.invalid"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taskline import Middleware, Taskline
 from taskline.errors import ConfigurationError
 from taskline.worker import Supervisor, WorkerOptions, supervisor
 from taskline.worker.child import Child
@@ -44,6 +45,19 @@ def test_a_process_that_cannot_be_made_is_tried_again(
     group._start(child, 101.0)
     assert child.pid == 4711
     child.ended()
+
+
+def test_middleware_that_fails_at_the_start_keeps_the_worker_from_it(
+    group: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Middleware):
+        def worker_start(self, app: Taskline) -> None:
+            raise OSError("no metrics")
+
+    group.app.use(Broken())
+    assert group.run() == supervisor.FAILED
+    assert "worker_start of the app's middleware failed" in caplog.text
+    assert "no metrics" in caplog.text
 
 
 def test_descriptors_that_have_run_out_end_nobody(

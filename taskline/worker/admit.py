@@ -22,11 +22,12 @@ from taskline.errors import (
 )
 from taskline.message import FINAL_STATES, Delivery
 from taskline.task import Task
-from taskline.worker.execute import ACK, Job, Runner
+from taskline.worker.execute import Job
 from taskline.worker.flows import Flows
 from taskline.worker.ledger import Condemned
 from taskline.worker.revoked import Revoked
 from taskline.worker.settle import Settlements
+from taskline.worker.verdicts import ACK, Verdicts
 
 log = logging.getLogger("taskline.worker")
 
@@ -49,7 +50,7 @@ class Admission:
     def __init__(
         self,
         app: Taskline,
-        runner: Runner,
+        verdicts: Verdicts,
         settlements: Settlements,
         backend: Backend | None,
         flows: Flows | None,
@@ -58,7 +59,7 @@ class Admission:
         max_deliveries: int,
     ) -> None:
         self._app = app
-        self._runner = runner
+        self._verdicts = verdicts
         self._settlements = settlements
         self._backend = backend
         self._flows = flows
@@ -188,15 +189,15 @@ class Admission:
                 ),
             )
         elif self._revoked.concerns(header):
-            self._runner.revoked(job)
+            self._verdicts.revoked(job)
             self._settlements.add(job)
         elif header.expires is not None and header.expires <= now:
-            self._runner.expired(job)
+            self._verdicts.expired(job)
             self._settlements.add(job)
         elif header.slot is not None and self._is_repeated(job):
             pass
         elif delivery.lost and self._was_killed_for(header.id):
-            self._runner.failed(
+            self._verdicts.failed(
                 job,
                 TaskTimeout(
                     f"the task ran longer than its timeout of {job.limit or 0:g} s"
@@ -217,7 +218,7 @@ class Admission:
         return False
 
     def _refuse(self, job: Job, error: Exception) -> None:
-        self._runner.bury(job, error, str(error))
+        self._verdicts.bury(job, error, str(error))
         self._settlements.add(job)
 
     def _is_repeated(self, job: Job) -> bool:

@@ -16,7 +16,8 @@ from taskline.claims import STARTED, TRIES, Claim, read, replaced_by
 from taskline.errors import BackendError
 from taskline.message import FINAL_STATES
 from taskline.unique import check_place
-from taskline.worker.execute import Job, NotToRun
+from taskline.worker.execute import Job
+from taskline.worker.verdicts import NotToRun
 
 if TYPE_CHECKING:
     from taskline.app import Taskline

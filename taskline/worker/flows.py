@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from taskline.errors import SerializationError, TransportError
 from taskline.failures import encode_error
 from taskline.message import FAILURE, FINAL_STATES, SUCCESS, Outcome
-from taskline.worker.execute import ACK, BURY, Job, StepState
+from taskline.worker.execute import Job, StepState
+from taskline.worker.verdicts import ACK, BURY
 
 if TYPE_CHECKING:
     from taskline.app import Taskline

@@ -72,12 +72,12 @@ class BatchJob(Job):
             except BaseException as error:  # as that of any task
                 if gate is not None:
                     gate.close()
-                runner.failed(self, error)
+                runner.verdicts.failed(self, error)
             else:
                 self._share(runner, values)
         for member in self.members:
             if member.events:
-                runner.tell(member)
+                runner.verdicts.tell(member)
 
     async def run_members_async(self, runner: Runner) -> None:
         from asyncio import CancelledError, to_thread
@@ -98,14 +98,14 @@ class BatchJob(Job):
                     context.deactivate(token)
             except CancelledError as error:
                 if not self.abandoned:
-                    runner.failed(self, self.cancelled_by(error))
+                    runner.verdicts.failed(self, self.cancelled_by(error))
             except BaseException as error:
-                runner.failed(self, error)
+                runner.verdicts.failed(self, error)
             else:
                 self._share(runner, values)
         for member in self.members:
             if member.events:
-                await runner.atell(member)
+                await runner.verdicts.atell(member)
 
     def _prepare(self, runner: Runner) -> context.Request | None:
         """Know the items of the members that may run, and return the request of them all.
@@ -126,7 +126,7 @@ class BatchJob(Job):
                 if task.hooks is not None:
                     task.hooks.call("before_run", request)
             except Exception as error:
-                runner.failed(member, error)
+                runner.verdicts.failed(member, error)
                 continue
             if self.deadline:
                 request.deadline = self.started + (self.limit or 0.0)
@@ -142,13 +142,13 @@ class BatchJob(Job):
         try:
             values = results_of(self.task.name, values, count)
         except TasklineError as error:
-            runner.failed(self, error)
+            runner.verdicts.failed(self, error)
             return
         for member, value in zip(self._ran, values, strict=True):
             if isinstance(value, Exception):
-                runner.failed(member, value)
+                runner.verdicts.failed(member, value)
             else:
-                runner.succeeded(member, value)
+                runner.verdicts.succeeded(member, value)
         self.finished = runner.now()
 
 

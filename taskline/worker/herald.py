@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from queue import SimpleQueue
 
-from taskline.worker.execute import Job, Runner
+from taskline.worker.execute import Job
+from taskline.worker.verdicts import Verdicts
 
 CLOSE_WITHIN = 5.0
 """Seconds that the middleware has for what is still to be told when the process ends."""
@@ -17,8 +18,8 @@ class Herald:
     `tell` and `close` are the I/O thread's.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, verdicts: Verdicts) -> None:
+        self._verdicts = verdicts
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -38,4 +39,4 @@ class Herald:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._runner.tell(job)
+            self._verdicts.tell(job)

@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Claim, Holder
 from taskline.limiting import Semaphore
-from taskline.worker.execute import RELEASE, Job
+from taskline.worker.execute import Job
 from taskline.worker.permits import Line, Places
+from taskline.worker.verdicts import RELEASE
 
 log = logging.getLogger("taskline.worker")
 

@@ -98,7 +98,7 @@ class IOThread:
         """What all workers of the app are told."""
         self.drained = False
         """Whether the process ends because its queues are empty."""
-        self._herald = Herald(runner)
+        self._herald = Herald(runner.verdicts)
         self.exchange = Exchange(app.clock)
         self.slots = [
             ThreadSlot(i, self.exchange, runner, ledger, self._clock) for i in range(slots)
@@ -188,15 +188,15 @@ class IOThread:
         """Get ready to `step`, with a broker and a backend that were reached."""
         self._transport, self._backend = transport, backend
         flows = None if backend is None else Flows(self._app, transport, backend)
-        codec = self._app.codec
+        codec, verdicts = self._app.codec, self._runner.verdicts
         reply = codec.reply if codec.answers else None
         self._settlements = Settlements(
-            transport, backend, flows, self._herald.tell, self._runner.bury, reply
+            transport, backend, flows, self._herald.tell, verdicts.bury, reply
         )
         if backend is not None:
-            self._runner.largest = backend.largest
+            verdicts.largest = backend.largest
         self._watch = Watch(
-            self._runner,
+            verdicts,
             self._settlements,
             backend,
             self.exchange,
@@ -217,7 +217,7 @@ class IOThread:
         )
         self._admission = Admission(
             self._app,
-            self._runner,
+            verdicts,
             self._settlements,
             backend,
             flows,

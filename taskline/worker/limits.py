@@ -142,7 +142,7 @@ class Limiter:
             try:
                 key = key_of(task, *self._runner.decoded(job))
             except Exception as error:
-                self._runner.failed(job, error)
+                self._runner.verdicts.failed(job, error)
                 self._settlements.add(job)
                 return None
         line = self._line(task.name, job.delivery.queue, key, task.is_async)

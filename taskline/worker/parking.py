@@ -12,10 +12,11 @@ from collections.abc import Collection
 from taskline.app import Taskline
 from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Ask
-from taskline.worker.execute import RELEASE, Job
+from taskline.worker.execute import Job
 from taskline.worker.gather import Gather
 from taskline.worker.permits import Line
 from taskline.worker.settle import Settlements
+from taskline.worker.verdicts import RELEASE
 
 LEAD = 0.5
 """Seconds before its turn at which a job comes back from the broker."""

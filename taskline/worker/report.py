@@ -11,13 +11,14 @@ import taskline
 from taskline.app import Taskline
 from taskline.control.records import ActiveTask, Answer, Order, ProcessInfo, ReservedTask
 from taskline.errors import TasklineError
-from taskline.worker.execute import ACK, BURY, REPLACE, Job
+from taskline.worker.execute import Job
 from taskline.worker.gather import expanded
 from taskline.worker.lifetime import PROC, resident
 from taskline.worker.options import WorkerOptions
 from taskline.worker.prefetch import Prefetch
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, ThreadSlot
+from taskline.worker.verdicts import ACK, BURY, REPLACE
 from taskline.worker.watch import Watch
 
 TOLD_AT_MOST = 1000

@@ -14,8 +14,9 @@ from taskline.backends.base import Backend
 from taskline.errors import TransportError
 from taskline.message import SUCCESS, Delivery, Header, Message, Outcome
 from taskline.transports.base import Transport
-from taskline.worker.execute import ACK, BURY, RELEASE, REPLACE, Job
+from taskline.worker.execute import Job
 from taskline.worker.flows import Flows
+from taskline.worker.verdicts import ACK, BURY, RELEASE, REPLACE
 
 log = logging.getLogger("taskline.worker")
 

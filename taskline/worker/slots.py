@@ -70,9 +70,9 @@ class ThreadSlot:
                 if not job.verdict and not job.abandoned:
                     if isinstance(error, (SoftTimeout, TaskRevoked, TaskTimeout)):
                         # An interrupt that arrived between the task's last line and ours.
-                        self._runner.failed(job, error)
+                        self._runner.verdicts.failed(job, error)
                     else:
-                        self._runner.broken(job, error)
+                        self._runner.verdicts.broken(job, error)
                 self._exchange.done.append(job)
                 self._exchange.wake()
 
@@ -110,7 +110,7 @@ class ThreadSlot:
             if job.events is not None:
                 if ledger is not None:
                     ledger.pardon(self.index)  # its time limit was for the task
-                runner.tell(job)
+                runner.verdicts.tell(job)
             done.append(job)
             if exchange.waiting:
                 exchange.wake()
@@ -263,9 +263,9 @@ class AsyncSlots:
                 if job.events is not None:
                     if self._ledger is not None:
                         self._ledger.pardon(place)  # its time limit was for the task
-                    await self._runner.atell(job)
+                    await self._runner.verdicts.atell(job)
         except Exception as error:
-            self._runner.broken(job, error)
+            self._runner.verdicts.broken(job, error)
         finally:
             if self._ledger is not None:
                 self._ledger.clear(place)

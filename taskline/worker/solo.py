@@ -22,10 +22,11 @@ from taskline.app import Taskline
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
 from taskline.worker.exchange import Exchange
-from taskline.worker.execute import RELEASE, Gate, Job, Runner
+from taskline.worker.execute import Gate, Job, Runner
 from taskline.worker.io import IOThread
 from taskline.worker.options import WorkerOptions
 from taskline.worker.slots import AsyncSlots, ThreadSlot, log
+from taskline.worker.verdicts import RELEASE, Verdicts
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,6 +64,7 @@ class SoloRunner(Runner):
 
     def __init__(self, app: Taskline, worker: str, *, keep_results: bool) -> None:
         super().__init__(app, worker, keep_results=keep_results)
+        self.verdicts = SoloVerdicts(self, app, worker, keep_results=keep_results)
         self.stop: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.coroutine: asyncio.Task[None] | None = None
@@ -89,7 +91,7 @@ class SoloRunner(Runner):
             loop.run_until_complete(self.coroutine)
         except KeyboardInterrupt as error:  # raised around the task's own code: the coroutine ended
             if not job.verdict:
-                self.failed(job, error)
+                self.verdicts.failed(job, error)
             self.stop()
         finally:
             self.coroutine = None
@@ -120,15 +122,29 @@ class SoloRunner(Runner):
             # A system call that began just after the signal is interrupted by another.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    def failed(self, job: Job, error: BaseException) -> None:
+    def was_left(self, error: BaseException) -> bool:
+        """Whether this ended a run because the worker, or its debugger, was told to end."""
         bdb = sys.modules.get("bdb")
         left = bdb is not None and isinstance(error, bdb.BdbQuit)
-        if job.members or not (self._ends or left or isinstance(error, KeyboardInterrupt)):
+        return self._ends or left or isinstance(error, KeyboardInterrupt)
+
+
+class SoloVerdicts(Verdicts):
+    """Hands back the task whose run was left, and stops the worker."""
+
+    def __init__(
+        self, runner: SoloRunner, app: Taskline, worker: str, *, keep_results: bool
+    ) -> None:
+        super().__init__(app, worker, keep_results=keep_results)
+        self._runner = runner
+
+    def failed(self, job: Job, error: BaseException) -> None:
+        if job.members or not self._runner.was_left(error):
             super().failed(job, error)
             return
         log.warning("task %s is handed back, and this worker stops", job.delivery.id)
         job.verdict = RELEASE
-        self.stop()
+        self._runner.stop()
 
 
 def _runs(function: Any, frame: FrameType | None) -> bool:

@@ -11,12 +11,13 @@ from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.errors import SoftTimeout, TaskRevoked, TaskTimeout
 from taskline.worker.exchange import Exchange
-from taskline.worker.execute import Job, Runner
+from taskline.worker.execute import Job
 from taskline.worker.gather import expanded
 from taskline.worker.ledger import Ledger
 from taskline.worker.revoked import Revoked
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, ThreadSlot
+from taskline.worker.verdicts import Verdicts
 
 LOOK_EVERY = 0.5
 """Seconds between two looks for revocations while tasks run, so that one is stopped within one."""
@@ -33,7 +34,7 @@ class Watch:
 
     def __init__(
         self,
-        runner: Runner,
+        verdicts: Verdicts,
         settlements: Settlements,
         backend: Backend | None,
         exchange: Exchange,
@@ -42,7 +43,7 @@ class Watch:
         ledger: Ledger | None,
         clock: Clock,
     ) -> None:
-        self._runner = runner
+        self._verdicts = verdicts
         self._settlements = settlements
         self._backend = backend
         self._exchange = exchange
@@ -96,7 +97,7 @@ class Watch:
         ]
         if fresh:
             self._next_report = now + REPORT_EVERY
-            shown = map(self._runner.showing, fresh)
+            shown = map(self._verdicts.showing, fresh)
             self._backend.store([outcome for outcome in shown if outcome is not None])
             for job in fresh:
                 job.marked = True
@@ -171,7 +172,7 @@ class Watch:
         for each in expanded([twin]):
             if each.delivery in held:
                 held[each.delivery] = each
-        self._runner.failed(twin, job.interrupted)
+        self._verdicts.failed(twin, job.interrupted)
         self._exchange.done.append(twin)
         self._pardon(job)
         self.recycle = f"task {job.delivery.id} did not end when it was told to"

@@ -16,8 +16,9 @@ from taskline import Taskline
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import TaskTimeout
 from taskline.worker.exchange import Exchange
-from taskline.worker.execute import ACK, BURY, Job, Runner
+from taskline.worker.execute import Job, Runner
 from taskline.worker.slots import ThreadSlot
+from taskline.worker.verdicts import ACK, BURY, Verdicts
 
 
 class Slot:
@@ -87,14 +88,14 @@ def test_what_is_done_after_the_tasks_code_is_not(
 
     here = Slot(memory_app, function)
     name = "failed" if fails else "succeeded"
-    really = getattr(Runner, name)
+    really = getattr(Verdicts, name)
 
-    def slowly(runner: Runner, job: Job, *args: Any) -> None:
+    def slowly(verdicts: Verdicts, job: Job, *args: Any) -> None:
         here.interrupt()
         spin()
-        really(runner, job, *args)
+        really(verdicts, job, *args)
 
-    monkeypatch.setattr(Runner, name, slowly)
+    monkeypatch.setattr(Verdicts, name, slowly)
     here.run(in_main)
     assert here.job.verdict == (BURY if fails else ACK)
     assert list(here.exchange.done) == [here.job]

@@ -13,7 +13,7 @@ from taskline import Taskline
 from taskline.clock import ManualClock
 from taskline.errors import BackendError, Retry, TransportError
 from taskline.message import FAILURE, RETRY, SUCCESS
-from taskline.worker.execute import Runner
+from taskline.worker.verdicts import Verdicts
 
 SETTLING = ("store", "ack", "replace", "bury", "release")
 
@@ -497,7 +497,7 @@ def test_a_defect_of_ours_costs_the_message_and_not_the_slot(
 
     with working(app):
         with monkeypatch.context() as patch:
-            patch.setattr(Runner, "succeeded", lambda self, job, value: 1 / 0)
+            patch.setattr(Verdicts, "succeeded", lambda self, job, value: 1 / 0)
             ids = {run.delay().id, coroutine.delay().id}
             letters = until(lambda: len(found := app.transport.dead_letters()) == 2 and found)
         assert run.delay().get(timeout=30) == 1

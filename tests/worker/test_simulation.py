@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import FAULTS, KINDS, TIMES, Action, World
 
-from taskline.worker.execute import ACK
+from taskline.worker.verdicts import ACK
 
 RANDOM = 500
 """Schedules that hypothesis draws, for each of four tests."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -169,6 +169,8 @@ def nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     """`: did you mean 'x'?` for a misspelt name, or `: known are x, y` when nothing is near."""
     from difflib import get_close_matches
 
+    if not known:
+        return ": there are none"
     close = get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(sorted(known))}"
 
@@ -204,7 +206,22 @@ def _typed(name: str, value: Any, source: str, *, strict: bool = True) -> Any:
         return msgspec.convert(value, _TYPES[name], strict=strict)
     except msgspec.ValidationError as error:
         shown = "" if name in _CONFIDENTIAL else f" = {value!r}"
-        raise ConfigurationError(f"{source}: {name}{shown}: {error}") from None
+        raise ConfigurationError(f"{source}: {name}{shown}: {_told(name, value, error)}") from None
+
+
+def _told(name: str, value: Any, error: msgspec.ValidationError) -> str:
+    """What does not fit: with the choices where there are some, the entry of a mapping."""
+    choices = [each for each in get_args(_TYPES[name]) if isinstance(each, str)]
+    if choices and get_origin(_TYPES[name]) is Literal:
+        return f"choose {' or '.join(choices)}"
+    text = str(error)
+    if name in ("queues", "connectors", "profiles") and isinstance(value, Mapping):
+        for key, each in value.items():
+            try:
+                msgspec.convert({key: each}, _TYPES[name])
+            except msgspec.ValidationError as its:
+                return f"{key}: {str(its).removesuffix(' - at `$[...]`')}"
+    return text
 
 
 def _parse(name: str, text: str, variable: str) -> Any:

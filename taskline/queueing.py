@@ -20,6 +20,8 @@ LANES = 16
 """How many lanes a queue has that is shared fairly."""
 MOST_LANES = 256
 
+PROTOCOLS = ("taskline", "celery")
+
 HOME = ""
 """The key of the connector that the setting `broker` names."""
 
@@ -118,6 +120,8 @@ class Queues:
             )
         if found.plain:
             found.serializer = "json"
+        if not name or any(map(str.isspace, name)):
+            raise ConfigurationError(f"queues: {name!r}: a queue's name has no blanks")
         _check_lanes(name, found, found.protocol or settings.protocol)
         self.routes[name] = Route(
             self._connector(name, found.broker),
@@ -148,7 +152,7 @@ class Queues:
                 named = {key: spec for key, spec in self.connectors.items() if key != HOME}
                 raise ConfigurationError(
                     f"queues: {queue}: broker={broker!r} is neither a URL nor one of connectors"
-                    f"{nearest(broker, named) if named else ', of which there are none'}"
+                    f"{nearest(broker, named)}"
                 )
             return broker
         for key, spec in self.connectors.items():
@@ -186,6 +190,11 @@ class Queues:
             or route.fair
             for queue, route in self.routes.items()
         )
+
+    def spec(self, queue: str) -> Spec:
+        """The broker of the queue, as it was given."""
+        route = self.routes.get(queue)
+        return self.connectors[HOME if route is None else route.connector]
 
     def protocol(self, queue: str) -> str:
         """What the queue's messages and their outcomes look like."""
@@ -331,6 +340,10 @@ def _load(queue: str, path: str) -> Any:
     from importlib import import_module
 
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module:
+        raise ConfigurationError(
+            f"queues: {queue}: model={path!r} names no module: write package.module:Class"
+        )
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, ValueError, AttributeError) as error:
@@ -346,6 +359,13 @@ def _entry(setting: str, name: str, given: Mapping[str, Any]) -> QueueSettings:
             raise ConfigurationError(
                 f"{setting}: {name}: unknown option {key!r}{nearest(str(key), fields)}"
             )
+    if given.get("protocol") not in (None, *PROTOCOLS):
+        raise ConfigurationError(
+            f"{setting}: {name}: protocol={given['protocol']!r}: choose {' or '.join(PROTOCOLS)}"
+        )
+    for key in ("name", "model", "task", "dead_letters"):
+        if given.get(key) == "":
+            raise ConfigurationError(f"{setting}: {name}: {key}='' is empty: leave it out")
     if setting == "profiles" and "profile" in given:
         raise ConfigurationError(f"profiles: {name}: a profile has no profile of its own")
     try:

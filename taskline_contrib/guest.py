@@ -299,6 +299,10 @@ def load(scheme: str, option: str, path: Any) -> Any:
     if not isinstance(path, str):
         return path
     module, _, name = path.replace(":", ".").rpartition(".")
+    if not module:
+        raise ConfigurationError(
+            f"{scheme} option {option}={path!r} names no module: write package.module.Class"
+        )
     try:
         return getattr(import_module(module), name)
     except (ImportError, ValueError, AttributeError) as error:

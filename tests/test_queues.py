@@ -109,13 +109,19 @@ def test_it_is_read_from_files_and_the_environment(
             {"queues": {"a": {"name": 5}}},
             "queues: a: Expected `str | null`, got `int` - at `$.name`",
         ),
-        ({"queues": {"a": 5}}, "queues: Expected `object`, got `int`"),
+        ({"queues": {"a": 5}}, "queues: a: Expected `object`, got `int`"),
+        ({"queues": {"a": {}, "b": None}}, "queues: b: Expected `object`, got `null`"),
+        ({"connectors": {"bus": 5}}, "connectors: bus: Expected `str | object | array`"),
+        ({"queues": {"a b": {}}}, "queues: 'a b': a queue's name has no blanks"),
+        ({"queues": {"a": {"name": ""}}}, "queues: a: name='' is empty: leave it out"),
+        ({"queues": {"a": {"protocol": "amqp"}}}, "protocol='amqp': choose taskline or celery"),
+        ({"protocol": "amqp"}, "protocol = 'amqp': choose taskline or celery"),
         ({"queues": {"a": {"broker": "bus"}}}, "broker='bus' is neither a URL nor one of connect"),
         (
             {"queues": {"a": {"broker": "buss"}}, "connectors": {"bus": "memory://"}},
             "did you mean 'bus'?",
         ),
-        ({"queues": {"a": {"profile": "v"}}}, "queues: a: unknown profile 'v'"),
+        ({"queues": {"a": {"profile": "v"}}}, "queues: a: unknown profile 'v': there are none"),
         ({"profiles": {"v": {"profile": "w"}}}, "profiles: v: a profile has no profile of its own"),
         ({"profiles": {"v": {"nam": "w"}}}, "profiles: v: unknown option 'nam'"),
         ({"queues": {"a": {"serializer": "pickle"}}}, "serializer='pickle': accept has only json"),
@@ -226,6 +232,9 @@ def test_a_queue_with_a_model_carries_nothing_else(app: Taskline, args: tuple[An
 def test_a_model_that_is_not_there_is_told_when_it_is_needed() -> None:
     app = Taskline("etl", broker="memory://m", queues={"a": {"model": "no.such:Model"}})
     with pytest.raises(ConfigurationError, match=r"model='no.such:Model' cannot be loaded"):
+        app.send_task("t", (1,), queue="a")
+    app = Taskline("etl", broker="memory://m", queues={"a": {"model": "Model"}})
+    with pytest.raises(ConfigurationError, match="names no module: write package"):
         app.send_task("t", (1,), queue="a")
 
 

@@ -105,7 +105,7 @@ def send(
     kwargs = words.keywords("--kwargs", kwargs_json) if kwargs_json is not None else None
     named = words.pairs("--kw", kw)
     app = silent_app_or_broker()
-    _check_durable(app)
+    _check_durable(app, task, options["queue"])
     made = new_files(app)
     if wait is not None:
         check_backend(app)
@@ -134,12 +134,14 @@ def send(
     report([result], wait, brief=True)
 
 
-def _check_durable(app: Taskline) -> None:
+def _check_durable(app: Taskline, task: str, queue: str | None) -> None:
     """Raise `ConfigurationError` for a broker that ends with this process."""
     from taskline.transports import TRANSPORTS
 
-    found, _ = TRANSPORTS.find(app.settings.broker)
-    if not found.capabilities.durable and not app.queues.routed:
+    if queue is None:
+        queue = app.tasks[task].queue if task in app.tasks else app.settings.queue
+    found, _ = TRANSPORTS.find(app.queues.spec(queue))
+    if not found.capabilities.durable:
         raise ConfigurationError(
             f"{found.scheme}:// keeps messages in the process that sends them, and this one ends "
             "now: name a broker such as sqlite:///shop.db"

@@ -104,6 +104,20 @@ def test_what_would_end_with_this_command_is_not_sent(run: Run) -> None:
     assert "memory:// keeps messages in the process that sends them" in refused.stderr
 
 
+def test_that_is_asked_of_the_queues_broker(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mixed.yaml"
+    file.write_text(
+        f"{{name: mixed, broker: 'memory://', queues: {{there: {{broker: 'sqlite:///{tmp_path}/x.db'}},"
+        " here: {name: other}}}"
+    )
+    sent = ("send", "proj.add", "1", "--config", str(file), "--queue")
+    assert run(*sent, "there").exit_code == 0
+    for queue in ("here", "default"):
+        refused = run(*sent, queue)
+        assert refused.exit_code == 2
+        assert "memory:// keeps messages" in refused.stderr
+
+
 def test_tasks_shows_names_signatures_and_docs(run: Run) -> None:
     assert run("tasks", "-A", "proj").stdout == (
         "proj.add(a: int, b: int = 1) -> int\n"

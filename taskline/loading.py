@@ -30,6 +30,13 @@ class BrokenModule(ConfigurationError):
         self.trace = trace
 
 
+def in_full(error: TasklineError) -> str:
+    """What a log is told of it: of a module that raised, where it did so too."""
+    if isinstance(error, BrokenModule) and error.trace:
+        return f"{error}\n{error.trace.rstrip()}"
+    return str(error)
+
+
 def find_app(path: str) -> Taskline:
     """The app at `module:name`, with the modules that its setting `include` names imported.
 

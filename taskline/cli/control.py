@@ -62,7 +62,9 @@ def _whom(command: F) -> F:
 
 
 def _names(workers: tuple[str, ...], everyone: bool) -> tuple[str, ...] | None:
-    if everyone == bool(workers):
+    if everyone and workers:
+        raise click.UsageError("give --worker or --all, not both")
+    if not everyone and not workers:
         raise click.UsageError(
             "name the workers with --worker NAME, or say --all: `taskline inspect` lists them"
         )

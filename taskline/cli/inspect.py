@@ -64,7 +64,8 @@ def inspect(ctx: click.Context, workers: tuple[str, ...]) -> None:
     Alone it is the same as `taskline inspect workers`. What workers say goes through the
     result backend, whatever the broker is.
 
-    Exits with 1 when there is no worker, and with 4 when one did not answer.
+    Exits with 1 when there is no worker, with 2 for a name that none has, and with 4 when one
+    did not answer.
 
     \b
     Examples:

@@ -25,7 +25,7 @@ import msgspec
 
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
-from taskline.loading import find_app
+from taskline.loading import find_app, in_full
 from taskline.worker.child import Child
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
@@ -267,10 +267,10 @@ def main(arguments: list[str]) -> int:
         try:
             app = find_app(path)
         except ConfigurationError as error:
-            log.critical("%s", error)
+            log.critical("%s", in_full(error))
             return MISCONFIGURED
         except TasklineError as error:
-            log.critical("%s", error)
+            log.critical("%s", in_full(error))
             return 1
         if threading.active_count() > 1:
             log.warning(

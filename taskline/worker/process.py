@@ -21,7 +21,7 @@ from taskline.app import Taskline
 from taskline.context import mark_log_records
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TasklineError, TransportError
-from taskline.loading import find_app, import_included
+from taskline.loading import find_app, import_included, in_full
 from taskline.worker import lifetime, limits, solo
 from taskline.worker.autoscale import gauge_for
 from taskline.worker.execute import Runner
@@ -315,10 +315,10 @@ def run_child(
         )
         return worker.run(control)
     except ConfigurationError as error:
-        log.critical("%s", error)
+        log.critical("%s", in_full(error))
         return MISCONFIGURED
     except TasklineError as error:
-        log.critical("%s", error)
+        log.critical("%s", in_full(error))
     except BaseException:
         log.critical("a worker process failed", exc_info=True)
     return 1

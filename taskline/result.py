@@ -9,7 +9,7 @@ import msgspec
 
 from taskline import dead
 from taskline.backends.base import Revocation
-from taskline.context import Progress
+from taskline.context import Progress, current_task
 from taskline.errors import NoResult, ResultTimeout, TaskExpired, TaskRevoked
 from taskline.failures import rebuild_error
 from taskline.message import (
@@ -317,6 +317,8 @@ class AsyncResult(Generic[R]):
         if header is not None and header.eta is not None and header.eta > now:
             return f"it is due in {header.eta - now:.1f} s"
         queue = f"queue {header.queue!r}" if header is not None else "its queue"
+        if current_task:
+            return f"does a worker serve {queue}? The task that waits for it here keeps a slot"
         return f"does a worker serve {queue}?"
 
 

@@ -160,6 +160,21 @@ def test_a_timeout_names_task_state_time_and_a_hint() -> None:
         asyncio.run(pending.aget(timeout=0))
 
 
+def test_a_timeout_within_a_task_tells_that_it_keeps_a_slot(app: Taskline) -> None:
+    @app.task(name="outer")
+    def outer() -> int:
+        return inner.delay().get(timeout=0)
+
+    @app.task(name="inner", queue="elsewhere")
+    def inner() -> int:
+        return 1
+
+    result = outer.delay()
+    work(app)
+    with pytest.raises(ResultTimeout, match="The task that waits for it here keeps a slot"):
+        result.get(timeout=LIMIT)
+
+
 def test_a_waiting_get_gives_up_when_its_clock_says_so() -> None:
     clock = ManualClock(1000.0)
     name = f"memory://{new_id()}"

@@ -155,7 +155,6 @@ def test_orders(app: Taskline) -> None:
         ("inspect actve", 2, "no such command 'actve'; did you mean active?"),
         ("control shutdown", 2, "name the workers with --worker NAME, or say --all"),
         ("control shutdown --all --worker x", 2, "give --worker or --all, not both"),
-        ("control shutdown --all --worker x", 2, "name the workers with --worker NAME, or say"),
         ("control shutdown --all", 1, "no worker of the app shop gives a sign of life"),
         ("control scale 0 --all", 2, "'0' is not a whole number of at least 1"),
         ("control scale 5000 --all", 2, "processes=5000: must be a whole number from 1 to 1000"),

@@ -49,7 +49,7 @@ REPLACE = "replace"
 BURY = "bury"
 RELEASE = "release"
 
-_PAUSE = 1.0
+PAUSE = 1.0
 """Seconds until a step is handed over again whose results could not be read."""
 
 
@@ -148,7 +148,7 @@ class Verdicts:
             return
         if isinstance(error, NotNow):
             log.warning("task %s is handed back: %s", job.delivery.id, error.__cause__)
-            job.verdict, job.delay, job.finished = RELEASE, _PAUSE, 0.0
+            job.verdict, job.delay, job.finished = RELEASE, PAUSE, 0.0
             return
         if isinstance(error, NotToRun):
             if str(error):

@@ -190,7 +190,7 @@ def test_a_backend_that_is_away_as_results_are_read_hands_the_step_back(
         return real(*args)
 
     monkeypatch.setattr(inputs, "completed", completed)
-    monkeypatch.setattr("taskline.worker.execute._PAUSE", 0.0)
+    monkeypatch.setattr("taskline.worker.verdicts.PAUSE", 0.0)
     work(app)
     assert result.get(timeout=1) == 6
     assert app.AsyncResult(f"{result.id}-1").info["deliveries"] == 2

@@ -29,6 +29,7 @@ from msgspec import UNSET, UnsetType
 
 from taskline import config
 from taskline.batch import Batch, current_batch
+from taskline.calls import Calls
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.codec import Codec
 from taskline.connections import Connections
@@ -40,7 +41,7 @@ from taskline.options import TASK_OPTIONS, CallOptions, identifier, refuse_unkno
 from taskline.queueing import Queues
 from taskline.resources import Resources
 from taskline.result import AsyncResult
-from taskline.task import AsyncTask, Calls, Task, make, replaces
+from taskline.task import AsyncTask, Task, make, replaces
 
 if TYPE_CHECKING:
     import sqlite3

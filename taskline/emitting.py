@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from taskline.calls import apply_options
 from taskline.errors import InvalidArguments
 from taskline.message import VERSION, Header, Message
-from taskline.task import apply_options
 
 if TYPE_CHECKING:
     from taskline.app import Taskline

@@ -21,7 +21,7 @@ from taskline.result import REVOCATION_TTL
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
-    from taskline.task import Calls
+    from taskline.calls import Calls
 
 MARK = "all "
 """Begins such a wish; no id of a task has a blank."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskline import claims
+from taskline.calls import Calls
 from taskline.config import nearest
 from taskline.errors import ConfigurationError
 from taskline.result import AsyncResult
 from taskline.schedule.entry import LATE, Schedule, ScheduleOptions, schedule
 from taskline.schedule.store import Book, Hold, Progress, ScheduleStore
-from taskline.task import Calls
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

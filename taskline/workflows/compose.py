@@ -11,7 +11,7 @@ from taskline.workflows.steps import Chain, EachStep, GroupStep, Start, Step, Ta
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
-    from taskline.task import Calls
+    from taskline.calls import Calls
 
 CHUNK = "taskline.chunk"
 """The built-in task that makes many calls of one task."""

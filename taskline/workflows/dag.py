@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from taskline.calls import Calls
 from taskline.config import nearest
 from taskline.errors import ConfigurationError, InvalidArguments
-from taskline.task import Calls
 from taskline.workflows.elements import bound, takes
 from taskline.workflows.plan import INPUT, Call, Each, Flow, Group, Node
 from taskline.workflows.steps import Made, Step, TaskStep, member

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from taskline.calls import apply_options
 from taskline.message import VERSION, Header, Message, Place
-from taskline.task import apply_options
 from taskline.workflows.plan import Call, Each, Flow, Group, Plan, step_id
 
 if TYPE_CHECKING:

@@ -350,6 +350,10 @@ def _load(queue: str, path: str) -> Any:
         raise ConfigurationError(
             f"queues: {queue}: model={path!r} cannot be loaded: {error}"
         ) from None
+    except Exception as error:
+        raise ConfigurationError(
+            f"queues: {queue}: model={path!r}: importing {module} failed: {error!r}"
+        ) from error
 
 
 def _entry(setting: str, name: str, given: Mapping[str, Any]) -> QueueSettings:

@@ -307,3 +307,9 @@ def load(scheme: str, option: str, path: Any) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, ValueError, AttributeError) as error:
         raise ConfigurationError(f"{scheme} option {option}={path!r}: {error}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"{scheme} option {option}={path!r}: importing {module} failed: "
+            f"{type(error).__name__}: {text}"
+        ) from error

@@ -69,6 +69,12 @@ def _list(names: tuple[str, ...]) -> None:
     app = app_or_broker()
     paused = _paused(app)
     stats = app.transport.stats(names or None)
+    if not (stats or names):
+        # A broker that cannot tell which queues there are can at least say that of each.
+        from taskline.worker.process import served_queues
+
+        asked = app.transport.stats(served_queues(app))
+        stats = [each for each in asked if each.ready is None]
     if not names and paused:
         missing = set(paused) - {each.queue for each in stats}
         stats = sorted(
@@ -100,7 +106,7 @@ def _list(names: tuple[str, ...]) -> None:
         rows = [(*row, app.queues.place(row[0])) for row in rows]
     output.table(columns, rows, empty="no messages in any queue")
     for each in stats if names else ():
-        if not (each.ready or each.delayed or each.leased or each.dead):
+        if each.ready is not None and not (each.ready or each.delayed or each.leased or each.dead):
             _say_empty(app, each.queue)
 
 

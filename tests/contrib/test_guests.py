@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -326,3 +327,25 @@ def _framed(number: int, key: str | None = None, eta: float | None = None) -> An
     made = message(key or f"framed-{number}", eta=eta)
     header = msgspec.structs.replace(made.header, deliveries=0)
     return Message(header, join(header, b"[[],{}]"))
+
+
+def test_the_command_line_says_that_volleys_queues_are_not_counted(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from taskline.cli.root import cli
+
+    config = tmp_path / "guests.yaml"
+    config.write_text(json.dumps({"name": "guests", "broker": VOLLEY, "queue": "mail"}))
+    for command in (["queues"], ["queues", "list", "mail"]):
+        shown = CliRunner().invoke(cli, [*command, "--config", str(config)], catch_exceptions=False)
+        assert shown.exit_code == 0
+        assert shown.stdout.splitlines()[1].split() == ["mail", "-", "-", "-", "-", "-"]
+        assert "no messages" not in shown.output
+
+
+def test_a_plug_in_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unfit.py").write_text("raise RuntimeError('settings\\nare missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "broker='unfit.Broker': importing unfit failed: RuntimeError: settings are missing"
+    with pytest.raises(ConfigurationError, match=said):
+        open_transport({**DJANGO_Q, "broker": "unfit.Broker"})

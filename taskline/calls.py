@@ -174,7 +174,7 @@ class Calls(Generic[P, R]):
             options.priority,
         )
         if not options.plain:
-            apply_options(options, header, now)
+            _apply(options, header, now)
             if options.rule is not None:
                 options.rule.mark(app, header, self._signature, args, kwargs, now)
             if options.fair is not None:
@@ -242,7 +242,25 @@ class Calls(Generic[P, R]):
         return f"<{type(self).__name__} {self.name}>"
 
 
-def apply_options(options: CallOptions, header: Header, now: float) -> None:
+def header_of(options: CallOptions, id: str, task: str, now: float, compression: str) -> Header:
+    """The header of a call with these options, made at `now`, of a body that is compressed so."""
+    header = Header(
+        VERSION,
+        id,
+        task,
+        options.queue,
+        now,
+        options.serializer,
+        compression,
+        1,
+        options.priority,
+    )
+    if not options.plain:
+        _apply(options, header, now)
+    return header
+
+
+def _apply(options: CallOptions, header: Header, now: float) -> None:
     """Write the less usual options into a header."""
     if options.countdown is not None:
         header.eta = now + options.countdown

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from taskline.calls import apply_options
+from taskline.calls import header_of
 from taskline.errors import InvalidArguments
-from taskline.message import VERSION, Header, Message
+from taskline.message import Header, Message
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
@@ -71,20 +71,7 @@ def emitted_id(parent: str, index: int) -> str:
 
 def _message(app: Taskline, call: Any, key: str, parent: Header) -> Message:
     options = call.options
-    now = app.now()
-    header = Header(
-        VERSION,
-        options.task_id or key,
-        call.task,
-        options.queue,
-        now,
-        options.serializer,
-        call.compression,
-        1,
-        options.priority,
-    )
-    if not options.plain:
-        apply_options(options, header, now)
+    header = header_of(options, options.task_id or key, call.task, app.now(), call.compression)
     header.parent = parent.id
     header.root = parent.root or parent.id
     return app.codec.reframe(header, call.body)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 from taskline.clock import Clock, ManualClock
-from taskline.testing.cases import dead, fencing, leases, looking, receiving, sending
+from taskline.testing.cases import dead, fencing, leases, looking, receiving, sending, shared
 from taskline.testing.cases.transport import MakeTransport, TransportSuite
 
 
@@ -78,7 +78,7 @@ class TransportConformance(
     looking.Peek,
     looking.Removal,
     looking.Health,
-    looking.SharedAck,
+    shared.SharedAck,
     Histories,
 ):
     """Subclass it as `Test…` and override the fixture `make_transport`."""

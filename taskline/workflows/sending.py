@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from taskline.calls import apply_options
+from taskline.calls import header_of
 from taskline.message import VERSION, Header, Message, Place
 from taskline.workflows.plan import Call, Each, Flow, Group, Plan, step_id
 
@@ -27,20 +27,8 @@ def message_of(
 ) -> Message:
     """The message of a step, under the id that follows from its place."""
     options = call.options
-    now = app.now()
-    header = Header(
-        VERSION,
-        step_id(plan.id, at, member),
-        call.task,
-        options.queue,
-        now,
-        options.serializer,
-        call.compression,
-        1,
-        options.priority,
-    )
-    if not options.plain:
-        apply_options(options, header, now)
+    key = step_id(plan.id, at, member)
+    header = header_of(options, key, call.task, app.now(), call.compression)
     if plan.expires is not None:
         own = header.expires
         header.expires = plan.expires if own is None else min(own, plan.expires)

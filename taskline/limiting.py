@@ -30,6 +30,11 @@ class Bucket(msgspec.Struct, frozen=True):
     name: str
     rate: Rate
 
+    def ask(self, wanted: int, ago: float = 0.0) -> Ask:
+        """The wish for so many of them; for fewer than none, that were taken `ago` seconds ago."""
+        rate = self.rate
+        return Ask(self.name, rate.per_second, rate.burst, wanted, span=rate.span, ago=ago)
+
 
 class Semaphore(msgspec.Struct, frozen=True):
     """A number of places, and the name under which all workers share them."""
@@ -152,7 +157,7 @@ def status(app: Taskline, key: str = "") -> list[LimitStatus]:
         if not keyed or key:
             suffix = f":{short('=' + key)}" if keyed else ""
             rules = _rules(f"{app.name}:{scope}:{name}{suffix}", limits)
-        asks = [Ask(b.name, b.rate.per_second, b.rate.burst, 0) for b in rules.buckets]
+        asks = [bucket.ask(0) for bucket in rules.buckets]
         taken = keys.take(asks) if asks else []
         found.append(
             LimitStatus(

@@ -19,6 +19,11 @@ Key: TypeAlias = "str | Callable[..., object]"
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SHARE = 0.05
 """Of what a rate lets through in its time: the burst, unless it is told."""
+BRIEF = 10.0
+"""Seconds: a rate for less than this time makes good what its workers were too late for. In a
+longer one the burst is what comes in half a second and more."""
+MANY = 40
+"""Runs in its time for which that pays: of fewer, each has its moment."""
 LATE = 0.02
 """Seconds that a worker may be late to look for the next token without one being lost."""
 NONE = "none"
@@ -37,6 +42,8 @@ class Rate(msgspec.Struct, frozen=True):
     seconds: float
     burst: float
     text: str
+    span: float = 0.0
+    """The seconds, where it is counted in each span of so many: see `Ask`."""
 
     @property
     def per_second(self) -> float:
@@ -80,7 +87,9 @@ def _rate(option: str, value: object) -> Rate:
     burst = float(match[4]) if match[4] else number * SHARE
     if match[4] and burst < 1:
         raise ConfigurationError(f"{option}={value!r}: a burst of 0 would let nothing through")
-    return Rate(number, seconds, max(burst, 1 + LATE * number / seconds), text)
+    burst = max(burst, 1 + LATE * number / seconds)
+    counted = not match[4] and seconds < BRIEF and number >= MANY
+    return Rate(number, seconds, burst, text, seconds if counted else 0.0)
 
 
 def concurrency(option: str, value: object) -> int:

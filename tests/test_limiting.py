@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from itertools import cycle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -295,3 +297,90 @@ def test_turns_that_are_promised_follow_one_another(numbers: list[int]) -> None:
         assert taken.number == number
         before += number
         assert taken.left == pytest.approx(1 - before)
+
+
+# Rates that are counted in each span
+
+FAST = Ask("b", 100.0, 5.0, 0, span=1.0)
+
+
+class Spans(RuleBasedStateMachine):
+    """Some begin within 2 % of a span after they took a token, some give it back, all may stall."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.keys = MemoryBackend(f"test-{new_id()}", self.clock).keys()
+        self.granted: list[tuple[float, int]] = []
+        """Tokens with which nothing has begun, and when they were taken."""
+        self.starts: list[float] = []
+
+    @rule(wanted=st.integers(1, 60))
+    def take(self, wanted: int) -> None:
+        (taken,) = self.keys.take([FAST._replace(wanted=wanted)])
+        assert 0 <= taken.number <= min(wanted, 20)
+        # It never refuses what it says is there.
+        assert taken.number == wanted or taken.left < 1
+        if taken.number:
+            self.granted.append((self.clock.time(), taken.number))
+
+    @precondition(lambda self: self.granted)
+    @rule(late=st.sampled_from([0.0, 0.004, 0.0199]), last=st.booleans())
+    def begin(self, late: float, last: bool) -> None:
+        at, number = self.granted.pop(-1 if last else 0)
+        self.starts += [max(at + late, self.clock.time())] * number if self._fresh(at) else []
+
+    @precondition(lambda self: self.granted)
+    @rule(last=st.booleans(), unsure=st.sampled_from([0.0, 0.01, 0.5]))
+    def give_back(self, last: bool, unsure: float) -> None:
+        at, number = self.granted.pop(-1 if last else 0)
+        ago = self.clock.time() - at + unsure
+        self.keys.take([FAST._replace(wanted=-number, ago=ago)])
+
+    @rule(seconds=st.sampled_from([0.001, 0.005, 0.02, 0.05, 0.1, 0.3, 0.4, 1.0, 5.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def _fresh(self, at: float) -> bool:
+        return self.clock.time() - at <= 0.02
+
+    @invariant()
+    def never_too_many(self) -> None:
+        starts = sorted(self.starts)
+        for number, at in enumerate(starts):
+            assert bisect.bisect_left(starts, at + 1.0) - number <= 105
+
+
+TestSpans = Spans.TestCase
+
+
+@pytest.mark.parametrize(("slowest", "share"), [(0.02, 0.99), (0.08, 0.95)])
+@given(
+    st.lists(st.floats(0.5, 1.0), min_size=1, max_size=20),
+    st.floats(0.0, 0.5),
+    st.sampled_from([(100.0, 5.0, 1.0), (40.0, 2.0, 1.0), (1000.0, 50.0, 2.0), (57.0, 2.85, 0.5)]),
+)
+@settings(max_examples=10)
+def test_what_comes_during_a_stall_is_made_good(
+    slowest: float,
+    share: float,
+    pauses: list[float],
+    stall: float,
+    of: tuple[float, float, float],
+) -> None:
+    """However irregularly they ask: behind by half a span, they are up to date 30 spans later."""
+    number, burst, span = of
+    clock = ManualClock()
+    keys = MemoryBackend(f"test-{new_id()}", clock).keys()
+    ask = Ask("b", number / span, burst, 1000, span=span)
+    starts = [clock.time()] * keys.take([ask])[0].number
+    begin = clock.time()
+    clock.advance(stall * span)
+    for pause in cycle(pauses):
+        clock.advance(pause * slowest * span)
+        starts += [clock.time()] * keys.take([ask])[0].number
+        if clock.time() > begin + 30 * span:
+            break
+    most = max(bisect.bisect_left(starts, at + 1.02 * span) - n for n, at in enumerate(starts))
+    assert most <= math.ceil(1.05 * number)
+    assert len(starts) >= 30 * number * share

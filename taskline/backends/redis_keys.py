@@ -101,6 +101,7 @@ class RedisKeys(KeyStore):
         for ask in asks:
             ahead = min(ask.ahead, AHEAD)
             words += [ask.bucket, repr(ask.rate), repr(ask.burst), ask.wanted, repr(ahead)]
+            words += [repr(ask.span), repr(ask.ago)]
         answers: list[list[bytes]] = self._run(TAKE, *words)
         return [Taken(int(number), float(left)) for number, left in answers]
 

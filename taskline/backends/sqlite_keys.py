@@ -92,6 +92,8 @@ class SQLiteKeys(KeyStore):
             for key, step in steps:
                 row = db.execute(select, (key, now)).fetchone()
                 value, ttl = step(None if row is None else row[0], now)
+                if row is not None and value == row[0]:
+                    continue
                 if value is not None:
                     db.execute(f"{_SET} {_REPLACE}", (key, value, self._end(ttl)))
                 elif row is not None:

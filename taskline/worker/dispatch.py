@@ -16,6 +16,7 @@ from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
 from taskline.worker.settle import Settlements
 from taskline.worker.slots import AsyncSlots, ThreadSlot
+from taskline.worker.verdicts import TOO_LATE
 
 
 class Dispatch:
@@ -207,6 +208,9 @@ class Dispatch:
         durations: list[float] = []
         while done:
             job = done.popleft()
+            if job.verdict == TOO_LATE and limiter is not None:
+                limiter.late(job)
+                continue
             if gather is not None and job.members:
                 self._collect_batch(job, gather, durations)
                 continue

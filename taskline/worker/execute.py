@@ -16,7 +16,7 @@ from taskline.config import LOG_LEVELS
 from taskline.errors import TransportError
 from taskline.message import DeadLetter, Delivery, Header, Message, Outcome
 from taskline.task import Task
-from taskline.worker.verdicts import NotNow, Verdicts
+from taskline.worker.verdicts import TOO_LATE, NotNow, Verdicts
 
 log = logging.getLogger("taskline.worker")
 
@@ -46,6 +46,7 @@ class Job:
 
     __slots__ = (
         "abandoned",
+        "begins_by",
         "body",
         "claim",
         "deadline",
@@ -91,6 +92,8 @@ class Job:
         self.started = 0.0
         """Unix seconds; 0 while it waits."""
         self.finished = 0.0
+        self.begins_by = 0.0
+        """Until when its limits let it begin, Unix seconds; 0 where that does not matter."""
         self.deadline = 0.0
         """When the hard time limit ends the run, by the monotonic clock; 0 for never."""
         self.soft_deadline = 0.0
@@ -195,13 +198,15 @@ class Runner:
         self._level_of_start: int = logging.getLevelName(level)
 
     def may_begin(self, job: Job, now: float) -> bool:
-        """False, with a verdict, for a job that was revoked or has expired while it waited."""
+        """False, with a verdict, for a job that was revoked, has expired or is too late."""
         header = job.header
         assert header is not None
         if job.revoked:
             self.verdicts.revoked(job)
         elif header.expires is not None and header.expires <= now:
             self.verdicts.expired(job)
+        elif job.begins_by and job.begins_by < now:
+            job.verdict = TOO_LATE
         else:
             return True
         return False

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 
 from taskline.app import Taskline
 from taskline.backends.keys import KeyStore
-from taskline.backends.permits import Ask
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TransportError
 from taskline.limiting import Rulebook, key_of, rulebook
 from taskline.worker.admit import Admitted
 from taskline.worker.execute import Job, Runner
 from taskline.worker.gather import Gather
+from taskline.worker.grants import Grants
 from taskline.worker.holdings import Holdings
 from taskline.worker.parking import Parking
 from taskline.worker.permits import Line, Places, Tokens
@@ -50,7 +50,6 @@ class Limiter:
     ) -> None:
         self._app = app
         self._book = book
-        self._keys = keys
         self._runner = runner
         self._settlements = settlements
         self._clock = app.clock
@@ -63,6 +62,7 @@ class Limiter:
         """For each queue with limits a line of its own in which nobody waits."""
         self._limited: dict[tuple[str, str], bool] = {}
         self._places = Holdings(keys, consumer, lease)
+        self._grants = Grants(keys, runner.now)
         self._due = 0.0
         """When a turn is worth something, by the monotonic clock."""
         self._parking = Parking(app, keys, settlements, gather)
@@ -128,6 +128,7 @@ class Limiter:
         except TransportError as error:
             log.warning("task %s is handed back: %s", job.delivery.id, error)
             permitted = []
+        job.begins_by = 0.0  # it runs alone, whenever that is
         if not permitted:
             later = max(SUSPECT_DELAY, min(line.ready_at - now, 10.0))
             self._settlements.give_back([job], later)
@@ -159,7 +160,7 @@ class Limiter:
             rules = self._book.rules(task, queue, key)
             tokens = [self._known_tokens(Tokens(each)) for each in rules.buckets]
             places = [self._known_places(Places(each)) for each in rules.semaphores]
-            line = Line(f"line:{task}:{queue}:{key}", is_async, tokens, places)
+            line = Line(which, is_async, tokens, places)
         self._lines[which] = line
         return line
 
@@ -181,6 +182,7 @@ class Limiter:
         begun: tuple[list[Job], list[Job]] = [], []
         self.more = False
         self._places.drop_settled()
+        self._grants.drop_settled()
         if self._places.freed:
             self._due = 0.0
         if now < self._due:
@@ -206,6 +208,7 @@ class Limiter:
         if now < self._due:
             return
         self._places.give_up()
+        self._grants.give_up()
         self._parking.park(self._lines.values(), now)
         for which, line in list(self._lines.items()):
             if not line.jobs:
@@ -224,6 +227,8 @@ class Limiter:
         early = [job for job in jobs if job.task is not None and job.task.ack == "early"]
         if not early:
             return jobs
+        for job in early:
+            job.begins_by = 0.0
         kept = self._settlements.ack_early(early)
         for job in early:
             job.lost = job not in kept
@@ -268,6 +273,8 @@ class Limiter:
             line.moved_at = now
             if line.places:
                 self._places.took(jobs, line)
+            if line.tokens:
+                self._grants.given(jobs, line)
         return granted
 
     def _hold(
@@ -296,19 +303,15 @@ class Limiter:
         asked = [(line, jobs, each) for line, jobs in held for each in line.tokens if jobs]
         if not asked:
             return held
-        asks = [Ask(each.name, each.rate, each.burst, len(jobs)) for _, jobs, each in asked]
         numbers = {id(line): len(jobs) for line, jobs in held}
-        answers = self._keys.take(asks)
+        answers = self._grants.take([(each, len(jobs)) for _, jobs, each in asked])
         for (line, jobs, each), taken in zip(asked, answers, strict=True):
             each.learn(now, len(jobs), taken)
             numbers[id(line)] = min(numbers[id(line)], taken.number)
-        surplus = [
-            ask._replace(wanted=numbers[id(line)] - taken.number)
-            for (line, _, _), ask, taken in zip(asked, asks, answers, strict=True)
-            if taken.number > numbers[id(line)]
-        ]
-        if surplus:
-            self._keys.take(surplus)
+        for (line, _, each), taken in zip(asked, answers, strict=True):
+            if taken.number > numbers[id(line)]:
+                self._grants.unused(each, taken.number - numbers[id(line)])
+        self._grants.give_up()
         granted = []
         for line, jobs in held:
             number = numbers[id(line)]
@@ -316,6 +319,18 @@ class Limiter:
             for job in jobs[number:]:
                 self._places.free(job, line)
         return granted
+
+    def late(self, job: Job) -> None:
+        """The job did not begin in time: it is the first of those that wait again."""
+        line = self._grants.ended(job)
+        self._places.ended(job)
+        job.verdict = ""
+        if line is None:
+            return  # it was lost meanwhile
+        line = self._line(*line.which, line.is_async)
+        line.jobs.insert(0, job)
+        line.kept += 1
+        self._due = 0.0
 
     # Waiting elsewhere
 
@@ -400,6 +415,7 @@ class Limiter:
     def ended(self, job: Job) -> None:
         """The job runs no more: its place is free for the next."""
         self._places.ended(job)
+        self._grants.ended(job)
 
     def given_up(self, job: Job) -> None:
         """The job does not run again, so that what a killed run of it held is free."""
@@ -418,8 +434,10 @@ class Limiter:
         self._places.renew()
 
     def close(self) -> None:
-        """Give up all places."""
+        """Give up all places, and tokens that were not used."""
         self._places.close()
+        self._grants.drop_settled()
+        self._grants.give_up()
 
     def _forget(self) -> None:
         """Forget what is known of limits for which nothing waits."""

@@ -81,7 +81,8 @@ class Parking:
         soonest = line.ready_at - now
         # Where the slowest rate still has a burst to give, so many turns come at once.
         burst = 1 + max((each.left for each in line.tokens if each.rate == rate), default=0.0)
-        ask = Ask(f"{self._app.name}:{line.name}", rate, burst, number, line.at_most)
+        name = f"{self._app.name}:line:{':'.join(line.which)}"
+        ask = Ask(name, rate, burst, number, line.at_most)
         (taken,) = self._keys.take([ask])
         first = line.kept + 1 - (taken.left + taken.number)
         delays = [max(soonest, (first + n) / rate, line.turn(n + 1)) for n in range(taken.number)]

@@ -38,7 +38,9 @@ class Tokens:
     def __init__(self, bucket: Bucket) -> None:
         self.name = bucket.name
         self.rate = bucket.rate.per_second
+        self.seconds = bucket.rate.seconds
         self.burst = bucket.rate.burst
+        self.ask = bucket.ask
         self.ready_at = 0.0
         """When there may be a token, by the monotonic clock."""
         self.left = 0.0
@@ -47,8 +49,7 @@ class Tokens:
 
     @property
     def chunk(self) -> float:
-        """How many tokens are worth a call. What takes few at a time and is then stopped, by
-        the system for instance, lets few begin late, in another second than they count for."""
+        """How many tokens are worth a call."""
         return max(1.0, min(self.rate * CHUNK, self.burst / 2))
 
     def learn(self, now: float, wanted: int, taken: Taken) -> None:
@@ -92,8 +93,15 @@ class Places:
 class Line:
     """The jobs here that wait for the same limits, first come, first served."""
 
-    def __init__(self, name: str, is_async: bool, tokens: list[Tokens], places: list[Places]):
-        self.name = name
+    def __init__(
+        self,
+        which: tuple[str, str, str],
+        is_async: bool,
+        tokens: list[Tokens],
+        places: list[Places],
+    ) -> None:
+        self.which = which
+        """Their task, queue and key."""
         self.is_async = is_async
         self.tokens = tokens
         self.places = places
@@ -117,7 +125,8 @@ class Line:
     @property
     def at_once(self) -> int:
         """For how many of them to ask at once."""
-        return min((math.ceil(each.chunk) for each in self.tokens), default=MOST_OF_ONE)
+        most = (max(math.ceil(each.chunk), int(each.left)) for each in self.tokens)
+        return min(most, default=MOST_OF_ONE)
 
     @property
     def per_second(self) -> float:

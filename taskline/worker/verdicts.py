@@ -48,6 +48,8 @@ ACK = "ack"
 REPLACE = "replace"
 BURY = "bury"
 RELEASE = "release"
+TOO_LATE = "late"
+"""It did not begin in time, and waits for its limits again."""
 
 PAUSE = 1.0
 """Seconds until a step is handed over again whose results could not be read."""

@@ -96,6 +96,67 @@ def test_a_rate_holds_over_all_workers_and_is_used(
     assert 150 < len(delays(transport)) < 2 * 300
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_was_missed_while_all_were_held_up_is_made_good(
+    make_memory_app: MakeApp, clock: ManualClock, workers: int
+) -> None:
+    app = make_memory_app(clock=clock)
+
+    @app.task(name="limited", rate="100/s")
+    def limited(number: int) -> None: ...
+
+    limited.map(range(3000))
+    hall = Hall(app, clock, workers, slots=4)
+    for _ in range(20):
+        hall.pass_by(0.8)
+        clock.advance(0.2)
+    assert hall.most_within("limited", 1.0) <= 105
+    assert len(hall.times("limited")) >= 20 * 98
+
+
+@pytest.mark.parametrize("kind", ["alone", "batch", "place"])
+def test_a_job_that_begins_too_late_waits_for_another_token(
+    make_memory_app: MakeApp, clock: ManualClock, kind: str
+) -> None:
+    app = make_memory_app(clock=clock)
+    batch = 2 if kind == "batch" else None
+
+    @app.task(name="work", rate="100/s", concurrency=1 if kind == "place" else None, batch=batch)
+    def work(numbers: Any) -> None: ...
+
+    results = work.map(range(2))
+    bench = Bench(app, slots=1)
+    until(lambda: bench.turn() and bench.waiting)
+    (found,) = app.limits()
+    left = found.left[0]
+    clock.advance(0.03)
+    bench.work()
+    assert not any(result.ready() for result in results)
+    until(lambda: bench.turn() and bench.waiting)
+    (found,) = app.limits()
+    assert found.left[0] >= left, "what was not used was given back"
+    assert len(found.held) == (kind == "place")
+    bench.drain()
+    assert all(result.ready() for result in results)
+
+
+def test_what_is_acknowledged_before_it_runs_begins_however_late(
+    make_memory_app: MakeApp, clock: ManualClock
+) -> None:
+    app = make_memory_app(clock=clock)
+
+    @app.task(name="work", rate="100/s", ack="early")
+    def work() -> None: ...
+
+    result = work.delay()
+    bench = Bench(app, slots=1)
+    until(lambda: bench.turn() and bench.waiting)
+    clock.advance(5)
+    assert bench.work()
+    bench.turn()
+    assert result.ready()
+
+
 def test_what_waits_for_a_limit_holds_nobody_up(
     make_memory_app: MakeApp, clock: ManualClock
 ) -> None:
@@ -532,7 +593,7 @@ def test_an_outage_of_the_store_loses_nothing(make_memory_app: MakeApp, clock: M
     bench = Bench(app, slots=2)
     limiter = bench.io._dispatch.limiter
     assert limiter is not None
-    keys = limiter._keys
+    keys = limiter._grants._keys
     take = keys.take
     failures = [True, False, True, False]
 
@@ -567,7 +628,7 @@ def test_what_was_permitted_begins_though_the_store_fails_then(
     bench = Bench(app, slots=3)
     limiter = bench.io._dispatch.limiter
     assert limiter is not None
-    keys, calls = limiter._keys, [0]
+    keys, calls = limiter._grants._keys, [0]
     take = keys.take
 
     def fails(asks: Any) -> Any:

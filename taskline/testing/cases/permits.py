@@ -74,6 +74,46 @@ class Buckets(KeyStoreSuite):
         turn = soon._replace(wanted=1, ahead=0.0)
         self.after(clock, self.span, lambda: other.take([turn])[0].number, since)
 
+    def test_a_bucket_with_a_span_makes_good_what_was_missed(
+        self, store: KeyStore, other: KeyStore, clock: Clock
+    ) -> None:
+        """And gives at most 5 % more than its rate in any span."""
+        span = 2 * self.span
+        ask = Ask("a", 200 / span, 10.0, 1000, span=span)
+        taken = [(clock.monotonic(), store.take([ask])[0].number, clock.monotonic())]
+        assert taken[0][1] == 10
+        first = taken[0][0]
+        self.let_pass(clock, span / 8)
+        while (since := clock.monotonic()) < first + 2.25 * span:
+            number = (store, other)[len(taken) % 2].take([ask])[0].number
+            taken.append((since, number, clock.monotonic()))
+            self.let_pass(clock, span / 64)
+        for n, (_, _, after) in enumerate(taken):
+            assert sum(each for at, each, _ in taken[n:] if at < after + span) <= 210
+        assert sum(number for _, number, _ in taken) > 2 * 200
+
+    def test_what_a_span_gave_is_given_back_to_it(self, store: KeyStore, other: KeyStore) -> None:
+        ask = Ask("a", 0.4, 10.0, 0, span=500.0)
+        take = ask._replace(wanted=30)
+        assert store.take([take])[0].number == 10
+        back = ask._replace(wanted=-3)
+        assert [each.number for each in other.take([back, back._replace(ago=5.0)])] == [-3, -3]
+        # It is in use now, and holds more.
+        left = [store.take([ask])[0].left, other.take([ask])[0].left]
+        assert [round(each) for each in left] == [6, 6]
+        assert store.take([take])[0].number == 6
+        assert other.take([take])[0].number == 0
+        # Those of an earlier span do not count in this one, and are there all the same.
+        assert store.take([back._replace(ago=900.0)])[0].number == -3
+        assert other.take([take])[0].number == 3
+
+    def test_a_bucket_may_get_another_span(self, store: KeyStore, other: KeyStore) -> None:
+        ask = Ask("a", 4.0, 10.0, 1, span=50.0)
+        other_span = ask._replace(span=5.0, rate=40.0)
+        for fresh in (ask, other_span, ask, ask._replace(span=0.0), ask, other_span):
+            assert store.take([fresh])[0].number == 1
+            assert other.take([fresh._replace(wanted=-1)])[0].number == -1
+
     def test_of_many_who_take_each_gets_another_token(self, connect: Connect) -> None:
         def work(through: KeyStore) -> int:
             asks = [Ask("a", 1e-6, 50.0, 1), Ask("b", 1e-6, 20.0, 2)]

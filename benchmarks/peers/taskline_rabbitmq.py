@@ -1,54 +1,12 @@
 # /// script
 # dependencies = ["taskline"]
 # ///
-"""Taskline on RabbitMQ by kombu, as shipped: every send is confirmed.
-
-One supervisor, one worker process, one thread.
-"""
+"""Taskline on RabbitMQ by kombu, as shipped: every send is confirmed."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from common import RABBITMQ
+from ours import Ours
 
-from common import RABBITMQ, Peer, marks
-
-from taskline import Taskline
-
-app = Taskline("bench", broker=f"kombu+{RABBITMQ or 'amqp://'}")
-
-
-@app.task
-def noop() -> int:
-    return marks.tick()
-
-
-@app.task
-def late(sent: float) -> None:
-    marks.late(sent)
-
-
-class TasklineRabbitMQ(Peer):
-    def prepare(self) -> None:
-        app.transport.ping()
-
-    def send_noop(self) -> object:
-        return noop.delay()
-
-    def send_many(self, count: int) -> None:
-        with app.batch():
-            for _ in range(count):
-                noop.delay()
-
-    def send_late(self, sent: float) -> object:
-        return late.delay(sent)
-
-    def empty(self) -> bool:
-        return all(queue.ready == 0 for queue in app.transport.stats())
-
-    def worker(self) -> list[str]:
-        command = Path(sys.executable).with_name("taskline")
-        return [str(command), "worker", "-A", "taskline_rabbitmq", "-c", "1", "--threads", "1"]
-
-
-peer = TasklineRabbitMQ()
+peer = Ours("taskline_rabbitmq", f"kombu+{RABBITMQ or 'amqp://'}", keeps_results=False)
+app = peer.app

@@ -67,7 +67,7 @@ def test_calls_are_counted(tmp_path: Path) -> None:
     found = figures(tmp_path, "counted.py", "calls")
     calls, files = found["send: calls and files to the driver's first statement"]
     assert files <= calls
-    assert found["send: functions"][0] == "task.py:delay"
+    assert found["send: functions"][0] == "calls.py:delay"
     assert any("slot" in thread for thread in found["worker: calls per task"])
 
 

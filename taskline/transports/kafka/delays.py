@@ -10,6 +10,7 @@ one leaves. Each step is one transaction, so that nothing is lost or doubled.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -233,11 +234,17 @@ class Delays:
             moved.append(_onwards(location, record, now))
         places = [TopicPartition(location.delay_topic, n, at) for n, at in offsets.items()]
         producer.begin_transaction()
-        write(producer, moved)
-        producer.send_offsets_to_transaction(
-            places, consumer.consumer_group_metadata(), location.timeout
-        )
-        producer.commit_transaction(location.timeout)
+        try:
+            write(producer, moved)
+            producer.send_offsets_to_transaction(
+                places, consumer.consumer_group_metadata(), location.timeout
+            )
+            producer.commit_transaction(location.timeout)
+        except KafkaException:
+            # Else its topics show nothing new until the broker ends it. The first error counts.
+            with contextlib.suppress(KafkaException):
+                producer.abort_transaction(location.timeout)
+            raise
         self._moved.update(((location.delay_topic, n), at) for n, at in offsets.items())
 
     def _trim(self) -> None:
@@ -251,6 +258,7 @@ class Delays:
 
 def _assigned(consumer: Consumer, places: list[TopicPartition]) -> None:
     consumer.incremental_assign(places)
+    consumer.resume(places)  # those that were ours before, and asleep, still are for librdkafka
 
 
 def _due(record: Record) -> float:

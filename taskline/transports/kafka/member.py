@@ -344,9 +344,9 @@ class Member:
                     level=location.level_of(place.topic),
                 )
             )
-        consumer.incremental_assign(
-            [TopicPartition(p.topic, p.number, p.position) for p in assigned]
-        )
+        here = [TopicPartition(p.topic, p.number, p.position) for p in assigned]
+        consumer.incremental_assign(here)
+        consumer.resume(here)  # those that were ours before, and paused, still are for librdkafka
         self.assignment.add(assigned)
 
     def _revoked(self, consumer: Consumer, places: list[TopicPartition]) -> None:

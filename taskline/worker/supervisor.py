@@ -27,6 +27,7 @@ from taskline.loading import import_included
 from taskline.worker import autoscale, lifetime, starters
 from taskline.worker.bulletin import Bulletin
 from taskline.worker.child import Child
+from taskline.worker.enforce import STOP_MARGIN, enforce
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
@@ -39,8 +40,6 @@ from taskline.worker.starters import Forking, Spawning, Starter
 
 log = logging.getLogger("taskline.supervisor")
 
-STOP_MARGIN = 5.0
-"""Seconds beyond `grace` after which a process that has not stopped is killed."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the processes, at most."""
 UNFINISHED = 4
@@ -151,7 +150,7 @@ class Supervisor:
             if not child.pid and now >= self._start_of(child) and self._starter.can_start:
                 self._start(child, now)
             elif child.pid:
-                self._enforce(child, now)
+                enforce(child, now, self.options, self._condemned)
                 if child.ledger.leaving and not child.succeeded:
                     # What it still runs may take hours: others need its place meanwhile.
                     child.succeeded = True
@@ -294,43 +293,6 @@ class Supervisor:
             )
         else:
             log.log(logging.INFO if recycled else logging.WARNING, "%s: replaced", what)
-
-    def _enforce(self, child: Child, now: float) -> None:
-        if child.is_hung(now, self.options.hung_after):
-            log.critical(
-                "process %d gives no sign: its I/O thread has hung for %.0f s: killed",
-                child.pid,
-                child.silent,
-            )
-            child.kill()
-            return
-        if now >= child.kill_at:
-            log.warning("process %d has not stopped in time: killed", child.pid)
-            child.kill()
-            return
-        if now >= child.stop_at:
-            child.stop_at, child.kill_at = math.inf, now + STOP_MARGIN
-            child.tell(STOP_NOW)
-        limit = self.options.memory_limit
-        if limit is not None and (size := lifetime.resident(child.pid)) > limit:
-            log.error(
-                "process %d uses %s, more than its memory_limit of %s: killed",
-                child.pid,
-                lifetime.mebibytes(size),
-                lifetime.mebibytes(limit),
-            )
-            child.kill()
-            return
-        for kill_at, running in child.limits():
-            if now > kill_at:
-                log.error(
-                    "task %s is over its time limit and process %d does not react: killed",
-                    running.id,
-                    child.pid,
-                )
-                self._condemned.add(running.id)
-                child.kill()
-                return
 
     # ---- told from afar
 

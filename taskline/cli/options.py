@@ -104,8 +104,10 @@ def the_app() -> tuple[Taskline, str]:
     target = choice().target()
     if target is None:
         raise ConfigurationError("which app? Name it with -A proj, or set TASKLINE_APP")
-    quiet_logs()
-    app, path = find(target)
+    try:
+        app, path = find(target)
+    finally:  # behind the user's own modules, which may have set up the logging
+        quiet_logs()
     _close_at_end(app)
     return app, path
 

@@ -261,11 +261,13 @@ def main(arguments: list[str]) -> int:
     # What a terminal sends to all is for the supervisor to obey.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, _ignore)
-    setup(loglevel)
     with socket.socket(fileno=int(descriptor)) as connection:
         connection.set_inheritable(False)
         try:
-            app = find_app(path)
+            try:
+                app = find_app(path)
+            finally:  # behind the user's own modules, which may have set up the logging
+                setup(loglevel)
         except ConfigurationError as error:
             log.critical("%s", in_full(error))
             return MISCONFIGURED

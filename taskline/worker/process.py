@@ -272,8 +272,14 @@ def main(arguments: list[str]) -> int:
 
     path, raw, consumer, *descriptors = arguments
     options = msgspec.json.decode(raw, type=WorkerOptions)
-    setup(options.loglevel)
-    return run_heir(lambda: find_app(path), options, consumer, list(map(int, descriptors)))
+
+    def find() -> Taskline:
+        try:
+            return find_app(path)
+        finally:  # behind the user's own modules, which may have set up the logging
+            setup(options.loglevel)
+
+    return run_heir(find, options, consumer, list(map(int, descriptors)))
 
 
 def run_heir(

@@ -238,6 +238,25 @@ def test_the_banner_says_what_was_started(project: Path) -> None:
     assert end(process, signal.SIGTERM)[0] == 0
 
 
+@pytest.mark.parametrize("method", START_METHODS)
+def test_logging_that_the_app_sets_up_is_left_as_it_is(tmp_path: Path, method: str) -> None:
+    (tmp_path / "proj.py").write_text(
+        "import logging\n"
+        "from taskline import Taskline\n"
+        "logging.basicConfig(level='INFO', format='mine %(message)s')\n"
+        "app = Taskline('shop', broker='sqlite:///shop.db')\n"
+        "@app.task\n"
+        "def add(): logging.getLogger('proj').info('added')\n"
+    )
+    end(command(tmp_path, "send", "-A", "proj", "proj.add"))
+    words = ("worker", "-A", "proj", "--drain", "--start-method", method)
+    code, said = end(command(tmp_path, *words))
+    assert code == 0
+    logged = said.splitlines()[7:]
+    assert "mine added" in logged
+    assert [line for line in logged if not line.startswith("mine ")] == []
+
+
 def test_a_queue_that_may_be_misspelt_is_named(project: Path) -> None:
     code, said = end(command(project, "worker", "-A", "proj", "--drain", "-Q", "defualt,other"))
     assert code == 0

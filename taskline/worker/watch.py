@@ -25,7 +25,7 @@ STARTED_AFTER = 0.5
 """A run is shown as STARTED once it has lasted this many seconds."""
 REPORT_EVERY = 0.5
 """Seconds between two times that progress is stored, at least."""
-TIMED_OUT_HAS, REVOKED_HAS = 0.3, 0.4
+TIMED_OUT_HAS, REVOKED_HAS = 0.3, 0.3
 """Seconds that interrupted code has to end before its process is given up."""
 
 

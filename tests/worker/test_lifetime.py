@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from stage import Stage, all_ways
+from stage import WAYS, Stage, all_ways
 from workbench import Bench, until
 
 from taskline import Taskline
@@ -167,9 +167,12 @@ def test_no_more_is_taken_than_may_still_run(memory_app: Taskline) -> None:
 
 # ---- real processes
 
+copied = pytest.mark.parametrize("way", WAYS[:2], ids=["fork", "forkserver"])
 
-def test_a_process_is_replaced_after_its_tasks(stage: Stage) -> None:
-    group = stage.start(max_tasks=1, prefetch=1)
+
+@copied
+def test_a_process_is_replaced_after_its_tasks(stage: Stage, way: Any) -> None:
+    group = stage.start(max_tasks=1, prefetch=1, **way)
     results = [stage.call("hold", f"run{number}") for number in range(3)]
     for number in range(3):
         stage.release(f"run{number}")
@@ -179,8 +182,21 @@ def test_a_process_is_replaced_after_its_tasks(stage: Stage) -> None:
     assert "this process ends after what it runs: it has run 1 tasks (max_tasks=1)" in group.log
 
 
-def test_a_process_that_grows_is_replaced_after_its_task(stage: Stage) -> None:
-    stage.start(soft_memory_limit=100 * MIB)
+@copied
+def test_a_process_is_replaced_when_it_is_old(stage: Stage, way: Any) -> None:
+    group = stage.start(max_age=1.0, **way)
+    held = stage.call("hold", "run")
+    old = stage.begun("run")
+    young = until(lambda: (pid := stage.get(stage.call("quick"))) != old and pid)
+    assert young != old
+    stage.release("run")
+    assert stage.get(held)[0] == old, "what it ran was allowed to end"
+    assert "this process ends after what it runs: it is old enough (max_age=1 s)" in group.log
+
+
+@copied
+def test_a_process_that_grows_is_replaced_after_its_task(stage: Stage, way: Any) -> None:
+    stage.start(soft_memory_limit=100 * MIB, **way)
     large = stage.call("grow", "large")
     grown = stage.begun("large")
     small = stage.call("quick")
@@ -189,8 +205,11 @@ def test_a_process_that_grows_is_replaced_after_its_task(stage: Stage) -> None:
     assert stage.get(large) == grown, "its task was allowed to end"
 
 
-def test_a_process_that_grows_too_much_is_killed_as_if_it_had_crashed(stage: Stage) -> None:
-    group = stage.start(memory_limit=100 * MIB)
+@copied
+def test_a_process_that_grows_too_much_is_killed_as_if_it_had_crashed(
+    stage: Stage, way: Any
+) -> None:
+    group = stage.start(memory_limit=100 * MIB, **way)
     result = stage.call("grow", "large")
     first = stage.begun("large")
     stage.begun("large", 2)

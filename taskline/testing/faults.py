@@ -151,8 +151,8 @@ class FaultyTransport(Transport):
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         self.inner.send_within(transaction, messages)
 
-    def prepare(self, queues: Sequence[str]) -> None:
-        self.inner.prepare(queues)
+    def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
+        self.inner.prepare(queues, lease, consumer)
 
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str

@@ -150,8 +150,8 @@ class Transport(ABC):
             "sqlite:///file.db, with connection=, or mongodb://, with session="
         )
 
-    def prepare(self, queues: Sequence[str]) -> None:
-        """Get ready to receive from these queues: each worker process calls it before that.
+    def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
+        """Get ready for the first `receive` with these arguments: worker processes call it first.
 
         Raises `ConfigurationError` where no try can succeed, for a name that a queue cannot
         have, say; that ends the worker with a line of its own.

@@ -162,7 +162,7 @@ class IOThread:
                     transport = transport or self._app.open_transport_for(self._queues)
                     backend = backend or self._app.open_backend()
                     _reach(transport, backend)
-                    transport.prepare(self._queues)
+                    transport.prepare(self._queues, self._lease, self._consumer)
                     if self._remote is not None and backend is not None:
                         self._remote.open(backend)
                         self.state = self._remote.state

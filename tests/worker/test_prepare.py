@@ -21,7 +21,7 @@ class Picky(MemoryTransport):
     def from_spec(cls, spec, clock):
         return cls(clock=clock)
 
-    def prepare(self, queues):
+    def prepare(self, queues, lease, consumer):
         if "mail" in queues:
             raise ConfigurationError(f"no 'mail' here, only {len(queues) - 1} others")
 

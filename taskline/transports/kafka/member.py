@@ -96,6 +96,8 @@ class Member:
             "on_revoke": self._revoked,
             "on_lost": self._lost,
         }
+        self._told_of: list[int] = []
+        """Errors that the log has had."""
         self._gone = False
         """The group does not know us any more, or another by our name."""
         self._thread = threading.Thread(target=self._run, name="taskline-kafka-member", daemon=True)
@@ -276,6 +278,11 @@ class Member:
             KafkaError._AUTHENTICATION,
         ):
             self._failure = KafkaException(error)
+        elif error.code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, *self._told_of):
+            # Such as a session that the broker does not allow: it is tried on and on.
+            self._told_of.append(error.code())
+            lost = translate(self._location, error, "hand over messages")
+            log.error("%s; trying until it works", lost)
         else:
             log.debug("the consumer says: %s", error)
 

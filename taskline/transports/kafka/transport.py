@@ -131,7 +131,7 @@ class KafkaTransport(Transport):
 
     # ---- working
 
-    def prepare(self, queues: Sequence[str]) -> None:
+    def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
         if self.location.create_topics == NEVER:  # what is missing is told before work begins
             need_delays(self._cluster)
             self._dead.need()
@@ -142,12 +142,14 @@ class KafkaTransport(Transport):
                     self._cluster.need(topic)
                 self._cluster.tell_of_retention(topics)
             self._served.add(queue)
+        if self._member is None:
+            self._join(lease, consumer)  # what librdkafka does not take is told now
 
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:
         if not self._served.issuperset(queues):
-            self.prepare(queues)
+            self.prepare(queues, lease, consumer)
         member = self._member
         if member is None or member.assignment.over:
             member = self._join(lease, consumer)

@@ -112,12 +112,12 @@ class RoutedTransport(Transport):
 
     # Receiving
 
-    def prepare(self, queues: Sequence[str]) -> None:
+    def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
         there: dict[Connector, list[str]] = {}
         for connector, name in self._names.places(queues):
             there.setdefault(connector, []).append(name)
         for connector, names in there.items():
-            connector.transport.prepare(names)
+            connector.transport.prepare(names, lease, consumer)
 
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str

@@ -259,7 +259,7 @@ def main(arguments: list[str]) -> int:
     os.set_blocking(wake_end, False)
     signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
     # What a terminal sends to all is for the supervisor to obey.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, _ignore)
     with socket.socket(fileno=int(descriptor)) as connection:
         connection.set_inheritable(False)

@@ -15,7 +15,15 @@ STOP_NOW = b"n"
 RETIRE = b"r"
 """Take no more, and end when what runs has ended."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+def ending() -> tuple[signal.Signals, ...]:
+    """The signals that end a worker: that of a terminal which closes only where it is not ignored.
+
+    With `nohup` it is.
+    """
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return signal.SIGTERM, signal.SIGINT
+    return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 class Interrupts(Protocol):
@@ -32,9 +40,9 @@ class Interrupts(Protocol):
 class Orders:
     """Calls `stop(now)` and `retire()` from a thread of its own, from `open` to `close`.
 
-    By itself a process stops at SIGTERM or SIGINT, and at once at the second. With
-    `control`, the pipe of a supervisor, SIGINT is ignored and SIGTERM never stops
-    at once, since both may go to the whole group; the pipe's end, which is the
+    By itself a process stops at SIGTERM, SIGINT or SIGHUP, and at once at the second. With
+    `control`, the pipe of a supervisor, SIGINT and SIGHUP are ignored and SIGTERM never
+    stops at once, since all may go to the whole group; the pipe's end, which is the
     supervisor's death, is an order to stop. With `on_sigint`, SIGINT is its affair.
     """
 
@@ -55,13 +63,16 @@ class Orders:
         self._thread = threading.Thread(target=self._obey, name="taskline-control", daemon=True)
         self._before: list[tuple[signal.Signals, Any]] = []
         self._wakeup_before = -1
+        self._stops: tuple[int, ...] = ()
 
     def open(self) -> None:
         """Begin to obey. For the main thread."""
         # The byte is written by C code whichever thread the system chose for the signal:
         # a handler in Python would wait for the end of what the main thread does.
         self._wakeup_before = signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        numbers = ending()
+        self._stops = numbers if self._control is None else (signal.SIGTERM,)
+        for number in numbers:
             handler: Any = self._on_signal
             if number == signal.SIGINT and self._control is not None:
                 handler = signal.SIG_IGN
@@ -105,6 +116,6 @@ class Orders:
                     return
                 elif order[0] == signal.SIGINT and self._on_sigint is not None:
                     self._on_sigint.noticed()
-                elif order[0] in _SIGNALS:
+                elif order[0] in self._stops:
                     self._stop(self._stopping and self._control is None)
                     self._stopping = True

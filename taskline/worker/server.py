@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 def main(arguments: list[str]) -> None:
     """The server: `LISTENING-SOCKET PIPE`, two descriptors that it inherits."""
     listening, pipe = map(int, arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # They may go to the whole group; the worker answers until its supervisor ends.
         signal.signal(number, signal.SIG_IGN)
     answers = Answers()

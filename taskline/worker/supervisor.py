@@ -31,7 +31,7 @@ from taskline.worker.enforce import STOP_MARGIN, enforce
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
-from taskline.worker.orders import RETIRE, STOP, STOP_NOW
+from taskline.worker.orders import RETIRE, STOP, STOP_NOW, ending
 from taskline.worker.probes import address
 from taskline.worker.process import DRAINED, MISCONFIGURED, NOT_DRAINED, RECYCLED
 from taskline.worker.recovery import Recovery
@@ -408,8 +408,8 @@ def _signals_wake(stop: Callable[[int, FrameType | None], None]) -> Iterator[int
     wake, wake_end = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(wake_end, False)
-    handlers = ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGCHLD, _ignore))
-    before = {number: signal.signal(number, handler) for number, handler in handlers}
+    handlers = {**dict.fromkeys(ending(), stop), signal.SIGCHLD: _ignore}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
     try:
         yield wake

@@ -14,6 +14,7 @@ from workbench import until
 
 from taskline.errors import TaskPoisoned, TaskRevoked, TaskTimeout
 from taskline.message import FAILURE, PENDING, STARTED, SUCCESS
+from taskline.worker.orders import ending
 
 # ---- a process dies
 
@@ -168,12 +169,13 @@ def test_sigterm_lets_running_tasks_end_and_hands_back_the_rest(stage: Stage, wa
     assert not group.alive()
 
 
-def test_sigterm_to_the_whole_group_is_as_gentle(stage: Stage) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_is_as_gentle(stage: Stage, number: int) -> None:
     group = stage.start(grace=PATIENCE, processes=2)
     held = [stage.call("hold", "a"), stage.call("hold", "b")]
     stage.begun("a")
     stage.begun("b")
-    group.signal_all(signal.SIGTERM)
+    group.signal_all(number)
     until(lambda: "stopping" in group.log, PATIENCE)
     assert len(group.alive()) == 3
     stage.release("a")
@@ -181,6 +183,16 @@ def test_sigterm_to_the_whole_group_is_as_gentle(stage: Stage) -> None:
     assert group.exit_code() == 0
     assert [stage.get(result)[0] for result in held] == [stage.begun("a"), stage.begun("b")]
     assert stage.count("a") == stage.count("b") == 1
+
+
+def test_a_terminal_that_closes_ends_no_worker_that_is_to_ignore_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert ending() == (signal.SIGTERM, signal.SIGINT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert ending() == (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_runs_longer_than_its_grace_is_handed_back(stage: Stage) -> None:

@@ -103,6 +103,7 @@ def kafka(n: Callable[[int], int]) -> list[Scenario]:
     receipt is committed."""
     return [
         Scenario("enqueue", "enqueue", {"n": n(2000)}),
+        Scenario("enqueue, 16 threads", "crowd", {"n": n(8000), "threads": 16}),
         Scenario("bulk enqueue", "bulk", {"n": n(100000)}),
         Scenario("drain", "drain", {"n": n(20000)}),
         Scenario("call to start", "latency", {"n": n(300), "every": 0.02}),

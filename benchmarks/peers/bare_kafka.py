@@ -1,19 +1,24 @@
 # /// script
 # dependencies = ["confluent-kafka==2.16.1"]
 # ///
-"""The floor: confluent-kafka as it comes, an idempotent producer, JSON, a loop around consume.
+"""The floor: confluent-kafka and nothing else.
 
-A batch's offsets are committed when all of it has run. No receipts, no retries, no delays.
+Sends as Taskline does: acks=all, idempotent, one request under way, a header and an answer for each
+record. `bulk` is librdkafka's own bound for it, since the records, of the size of Taskline's, are
+made before. Its worker is a loop around consume that commits a batch's offsets when all of it has
+run: no receipts, no retries, no delays.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterable, Sequence
 from itertools import count
 
 from common import KAFKA, Peer, empty_group, marks
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaError, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 TOPIC, GROUP, PARTITIONS, BATCH = "bench", "bench", 8, 500
@@ -21,12 +26,28 @@ SERVERS = {"bootstrap.servers": KAFKA or "127.0.0.1"}
 numbers = count()
 
 
-def call(task: str, *args: object) -> bytes:
-    return json.dumps({"id": next(numbers), "task": task, "args": args}).encode()
+def call(task: str, *args: object) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """The value and the headers of a record."""
+    number = f"{next(numbers):032x}"
+    told = {"v": 1, "id": number, "task": task, "queue": TOPIC, "sent": time.time(), "args": args}
+    return json.dumps(told, separators=(",", ":")).encode(), [("id", number.encode())]
+
+
+class Answers:
+    """What the broker says of so many records."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self, error: KafkaError | None, record: Message) -> None:
+        if error is not None or (record.offset() or 0) < 0:
+            raise SystemExit(f"not stored: {error}")
+        self.left -= 1
 
 
 class BareKafka(Peer):
     lacks = ("results",)
+    filled: Sequence[tuple[bytes, list[tuple[str, bytes]]]] = ()
 
     def prepare(self) -> None:
         new = NewTopic(TOPIC, PARTITIONS, 1)
@@ -37,6 +58,8 @@ class BareKafka(Peer):
             SERVERS
             | {
                 "enable.idempotence": True,
+                "acks": "all",
+                "max.in.flight.requests.per.connection": 1,
                 "linger.ms": 0,
                 "sticky.partitioning.linger.ms": 0,
                 "queue.buffering.max.messages": 500_000,
@@ -44,21 +67,25 @@ class BareKafka(Peer):
         )
         self.producer.list_topics(TOPIC)
 
-    def _send(self, value: bytes) -> None:
-        self.producer.produce(TOPIC, value)
+    def _send(self, records: Iterable[tuple[bytes, list[tuple[str, bytes]]]], count: int) -> None:
+        produce, answers = self.producer.produce, Answers(count)
+        for value, headers in records:
+            produce(TOPIC, value, None, -1, answers, headers=headers)
         self.producer.flush()
+        if answers.left:
+            raise SystemExit(f"no answer for {answers.left} records")
 
     def send_noop(self) -> object:
-        return self._send(call("noop"))
+        return self._send([call("noop")], 1)
+
+    def fill(self, count: int) -> None:
+        self.filled = [call("noop") for _ in range(count)]
 
     def send_many(self, count: int) -> None:
-        produce = self.producer.produce
-        for _ in range(count):
-            produce(TOPIC, call("noop"))
-        self.producer.flush()
+        self._send(self.filled or (call("noop") for _ in range(count)), count)
 
     def send_late(self, sent: float) -> object:
-        return self._send(call("late", sent))
+        return self._send([call("late", sent)], 1)
 
     def empty(self) -> bool:
         return empty_group(GROUP, TOPIC)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 from counting import Counters
@@ -103,7 +104,7 @@ class Peer:
     """One system under measurement."""
 
     lacks: tuple[str, ...] = ()
-    """What it has not got: `results`, `bulk` (it sends one by one), a durability."""
+    """What it has not got: `results`, `bulk` (it sends one by one), `threads`, a durability."""
     scale = 1.0
     """Of the number of tasks that are drained: less for a system that would take minutes."""
 
@@ -244,6 +245,27 @@ def bulk(peer: Peer, n: int) -> dict[str, Any]:
     start = time.perf_counter()
     peer.send_many(n)
     return {"per_second": n / (time.perf_counter() - start)}
+
+
+def crowd(peer: Peer, n: int, threads: int) -> dict[str, Any]:
+    """Enqueueing one by one from several threads at once."""
+    if "threads" in peer.lacks:
+        return {}
+    peer.prepare()
+    peer.send_each(1)
+    begin, end = Barrier(threads + 1), Barrier(threads + 1)
+
+    def send() -> None:
+        begin.wait()
+        peer.send_each(n // threads)
+        end.wait()
+
+    for _ in range(threads):
+        Thread(target=send, daemon=True).start()
+    begin.wait()
+    start = time.perf_counter()
+    end.wait(PATIENCE)
+    return {"per_second": n // threads * threads / (time.perf_counter() - start)}
 
 
 def drain(peer: Peer, n: int) -> dict[str, Any]:
@@ -432,6 +454,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     for command in (
         enqueue,
         bulk,
+        crowd,
         drain,
         scaling,
         counts,

@@ -1,10 +1,11 @@
 # /// script
 # dependencies = ["taskiq==0.13.0", "taskiq-aio-kafka==1.0.0", "kafka-python==2.2.21"]
 # ///
-"""TaskIQ on Kafka by taskiq-aio-kafka, as it comes; one worker process.
+"""TaskIQ on Kafka by taskiq-aio-kafka, acks=1 as it comes; one worker process.
 
-It has no receipts: what was read is committed every 5 seconds, finished or not. So its queue
-counts as empty when the last task has run.
+As it comes its worker is in no group and gets what is sent after its start alone; here it has a
+group, which begins with what is there. It has no receipts: what was read is committed every
+5 seconds, finished or not. So its queue counts as empty when the last task has run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from common import KAFKA, Peer, marks
 from taskiq_aio_kafka import AioKafkaBroker
 
 broker = AioKafkaBroker(KAFKA)
+broker.configure_consumer(group_id="bench", auto_offset_reset="earliest")
 
 
 @broker.task(task_name="noop")
@@ -32,7 +34,7 @@ async def late(sent: float) -> None:
 
 
 class TaskIQKafka(Peer):
-    lacks = ("bulk", "results")
+    lacks = ("bulk", "results", "threads")
 
     def prepare(self) -> None:
         self.loop = asyncio.new_event_loop()

@@ -94,7 +94,8 @@ def run(peer: str, scenario: Scenario, addresses: dict[str, str]) -> Figures:
         if process.returncode != 0:
             log = directory / "worker.log"
             tail = log.read_text()[-2000:] if log.exists() else ""
-            raise Failed(f"{peer}, {scenario.title}:\n{tail}{errors[-2000:]}")
+            said = f"{tail}{errors[-2000:]}".rstrip()
+            raise Failed(f"{peer}, {scenario.title}:\n{said}\nended with {process.returncode}")
         figures: Figures = json.loads(output.splitlines()[-1])
         return figures
     except subprocess.TimeoutExpired:

@@ -6,13 +6,12 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Producer,
@@ -145,6 +144,8 @@ class Cluster:
     def __init__(self, location: Location) -> None:
         self.location = location
         self._client: AdminClient | None = None
+        self._readers: dict[str, Consumer] = {}
+        """By the groups that they ask for."""
         self._lock = threading.Lock()
         self._ear = Ear()
         self._known: set[str] = set()
@@ -298,27 +299,46 @@ class Cluster:
             )
             return int(asked[place].result(self.location.timeout).offset)
 
-    def group_marks(self, group: str) -> dict[tuple[str, int], Marks]:
-        """What a group has committed."""
+    def group_marks(self, group: str, topics: Mapping[str, int]) -> dict[tuple[str, int], Marks]:
+        """What a group has committed for topics, which are given with their partitions' number.
+
+        A consumer asks. In the call that admin clients have for it (`list_consumer_group_offsets`)
+        version 2.16 kills the process when the broker is not the group's coordinator yet, as on a
+        new cluster (librdkafka's issue 5040).
+        """
+        places = [TopicPartition(topic, n) for topic, count in topics.items() for n in range(count)]
+        if not places:
+            return {}
         patience = self.location.timeout
         end = SYSTEM_CLOCK.monotonic() + patience
         with asking(self.location, f"tell the offsets of group {group!r}"):
             while True:
-                asked = self._admin().list_consumer_group_offsets(
-                    [ConsumerGroupTopicPartitions(group)], request_timeout=patience
-                )
                 try:
-                    found = asked[group].result(patience)
+                    found = self._reader_of(group).committed(places, timeout=patience)
                     break
                 except KafkaException as error:
                     if code_of(error) not in STARTING or SYSTEM_CLOCK.monotonic() > end:
                         raise
                 SYSTEM_CLOCK.sleep(0.05)
+            for place in found:
+                if place.error is not None:
+                    raise KafkaException(place.error)
         return {
             (place.topic, place.partition): decode(place.offset, place.metadata)
-            for place in found.topic_partitions
+            for place in found
             if place.offset >= 0
         }
+
+    def _reader_of(self, group: str) -> Consumer:
+        """A consumer that knows the group and is no member of it."""
+        with self._lock:
+            if self._readers.get(group) is None:
+                self._readers[group] = new_consumer(
+                    self.location,
+                    **{"group.id": group, "isolation.level": "read_uncommitted"},
+                    error_cb=self._ear,
+                )
+            return self._readers[group]
 
     def members(self, group: str) -> dict[str, list[TopicPartition]]:
         """The static members of a group, and what they have.
@@ -347,9 +367,12 @@ class Cluster:
                 future.result(self.location.timeout)
 
     def close(self) -> None:
-        """Drop the client."""
+        """Drop the clients."""
         with self._lock:
             self._client = None
+            readers, self._readers = self._readers, {}
+        for reader in readers.values():
+            reader.close()
 
 
 def _assigned(raw: bytes) -> list[TopicPartition]:

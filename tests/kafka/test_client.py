@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from typing import Any
-
 import pytest
 
 pytest.importorskip("confluent_kafka")
 
-from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.errors import TransportError
 from taskline.kafka.client import Cluster, new_producer
@@ -28,27 +20,24 @@ def test_a_long_timeout_is_one_that_transactions_bear() -> None:
 
 
 class Coordinator:
-    """An admin client whose group's coordinator fails so often, with `code`, and answers then."""
+    """A consumer whose group's coordinator fails so often, with `code`, and answers then."""
 
     def __init__(self, code: int, fails: int) -> None:
         self.code, self.fails, self.asked = code, fails, 0
 
-    def list_consumer_group_offsets(self, groups: list[Any], request_timeout: float) -> Any:
-        future: Future[Any] = Future()
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         self.asked += 1
         if self.asked <= self.fails:
-            future.set_exception(KafkaException(KafkaError(self.code)))
-        else:
-            place = TopicPartition("mail", 0, 7)
-            future.set_result(ConsumerGroupTopicPartitions(groups[0].group_id, [place]))
-        return {groups[0].group_id: future}
+            raise KafkaException(KafkaError(self.code))
+        return [TopicPartition(place.topic, place.partition, 7) for place in places[:1]]
 
 
 def test_the_first_group_of_a_new_cluster_takes_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(locate("kafka://localhost:1?timeout=60"))
     coordinator = Coordinator(KafkaError.COORDINATOR_LOAD_IN_PROGRESS, 2)
-    monkeypatch.setattr(cluster, "_admin", lambda: coordinator)
-    assert cluster.group_marks("shop")["mail", 0].offset == 7
+    monkeypatch.setattr(cluster, "_reader_of", lambda group: coordinator)
+    marks = cluster.group_marks("shop", {"mail": 2})
+    assert {place: each.offset for place, each in marks.items()} == {("mail", 0): 7}
     assert coordinator.asked == 3
 
 
@@ -60,6 +49,10 @@ def test_other_errors_of_a_group_and_those_that_last(
     monkeypatch: pytest.MonkeyPatch, code: int, timeout: float
 ) -> None:
     cluster = Cluster(locate(f"kafka://localhost:1?timeout={timeout}"))
-    monkeypatch.setattr(cluster, "_admin", lambda: Coordinator(code, 1000))
+    monkeypatch.setattr(cluster, "_reader_of", lambda group: Coordinator(code, 1000))
     with pytest.raises(TransportError, match="cannot tell the offsets of group 'shop'"):
-        cluster.group_marks("shop")
+        cluster.group_marks("shop", {"mail": 1})
+
+
+def test_without_topics_nobody_is_asked() -> None:
+    assert Cluster(locate("kafka://localhost:1")).group_marks("shop", {}) == {}

@@ -244,7 +244,7 @@ class KafkaTransport(Transport):
 
     def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
         there = self._cluster.topics()
-        marks = self._cluster.group_marks(self.location.group)
+        marks = self._cluster.group_marks(self.location.group, there)
         names = set(self._all_queues(there, marks) if queues is None else queues)
         topics = {topic: name for name in names for topic in self.location.topics(name)}
         ends = self._cluster.ends(topic for topic in topics if topic in there)

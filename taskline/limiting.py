@@ -30,10 +30,10 @@ class Bucket(msgspec.Struct, frozen=True):
     name: str
     rate: Rate
 
-    def ask(self, wanted: int, ago: float = 0.0) -> Ask:
-        """The wish for so many of them; for fewer than none, that were taken `ago` seconds ago."""
+    def ask(self, wanted: int, at: float = 0.0) -> Ask:
+        """The wish for so many of them; fewer than none were taken `at` that time, see `Taken`."""
         rate = self.rate
-        return Ask(self.name, rate.per_second, rate.burst, wanted, span=rate.span, ago=ago)
+        return Ask(self.name, rate.per_second, rate.burst, wanted, span=rate.span, at=at)
 
 
 class Semaphore(msgspec.Struct, frozen=True):

@@ -322,7 +322,7 @@ class Spans(RuleBasedStateMachine):
         # It never refuses what it says is there.
         assert taken.number == wanted or taken.left < 1
         if taken.number:
-            self.granted.append((self.clock.time(), taken.number))
+            self.granted.append((taken.at, taken.number))
 
     @precondition(lambda self: self.granted)
     @rule(late=st.sampled_from([0.0, 0.004, 0.0199]), last=st.booleans())
@@ -331,11 +331,10 @@ class Spans(RuleBasedStateMachine):
         self.starts += [max(at + late, self.clock.time())] * number if self._fresh(at) else []
 
     @precondition(lambda self: self.granted)
-    @rule(last=st.booleans(), unsure=st.sampled_from([0.0, 0.01, 0.5]))
-    def give_back(self, last: bool, unsure: float) -> None:
+    @rule(last=st.booleans())
+    def give_back(self, last: bool) -> None:
         at, number = self.granted.pop(-1 if last else 0)
-        ago = self.clock.time() - at + unsure
-        self.keys.take([FAST._replace(wanted=-number, ago=ago)])
+        self.keys.take([FAST._replace(wanted=-number, at=at)])
 
     @rule(seconds=st.sampled_from([0.001, 0.005, 0.02, 0.05, 0.1, 0.3, 0.4, 1.0, 5.0]))
     def wait(self, seconds: float) -> None:

@@ -52,7 +52,7 @@ class Ask(NamedTuple):
 
     With a `span`, seconds, the bucket gives at most 5 % more than what comes in that time in
     any of them. While it is in use it holds half of that. Tokens of it are given back as those
-    that were taken `ago` seconds ago.
+    that were taken `at` the time that the answer told.
     """
 
     bucket: str
@@ -61,14 +61,18 @@ class Ask(NamedTuple):
     wanted: int
     ahead: float = 0.0
     span: float = 0.0
-    ago: float = 0.0
+    at: float = 0.0
 
 
 class Taken(NamedTuple):
-    """How many tokens were taken, and how many are left: below zero for what is promised."""
+    """How many tokens were taken, and how many are left: below zero for what is promised.
+
+    `at` is when, Unix seconds by the store's clock, where the bucket has a span.
+    """
 
     number: int
     left: float
+    at: float = 0.0
 
 
 class Holder(NamedTuple):
@@ -138,26 +142,24 @@ def _take_in_span(state: bytes | None, now: float, ask: Ask) -> tuple[Taken, Sta
     left = min((now - empty) * rate, (now - paced) * pace, most)
     number = min(ask.wanted, max(math.floor(left + _ROUNDING * rate + 1e-9), 0))
     if not number:
-        return Taken(0, left), (state, 2 * ask.span)
+        return Taken(0, left, now), (state, 2 * ask.span)
     empty, paced = max(empty + number / rate, full), max(paced + number / pace, full_pace)
-    most -= _count(counts, number, ask.ago / ask.span)
+    back = 0 if number > 0 else max(part - math.floor(ask.at / ask.span * SLOTS), 0)
+    most -= _count(counts, number, back)
     left = min((now - empty) * rate, (now - paced) * pace, most)
-    return Taken(number, left), (_COUNTED.pack(empty, paced, part, *counts), 2 * ask.span)
+    return Taken(number, left, now), (_COUNTED.pack(empty, paced, part, *counts), 2 * ask.span)
 
 
-def _count(counts: list[int], number: int, ago: float) -> int:
-    """Count tokens; fewer than none are those that were taken so many spans ago, or later.
+def _count(counts: list[int], number: int, back: int) -> int:
+    """Count tokens; fewer than none are those that were taken so many parts ago.
 
-    Where that is not quite known, it was earlier: those that stay are counted for longer then.
     Returns by how many there are more.
     """
-    at, left = -1 if number > 0 else -2 - math.floor(ago * SLOTS), number
-    while left and -KEPT <= at < 0:
-        some = max(left, -counts[at])
-        counts[at] += some
-        left -= some
-        at += 1
-    return number - left
+    if back >= KEPT:
+        return 0
+    counted = max(number, -counts[-1 - back])
+    counts[-1 - back] += counted
+    return counted
 
 
 def hold(state: bytes | None, now: float, wish: tuple[Claim, float]) -> tuple[list[str], State]:

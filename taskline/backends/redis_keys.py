@@ -101,9 +101,9 @@ class RedisKeys(KeyStore):
         for ask in asks:
             ahead = min(ask.ahead, AHEAD)
             words += [ask.bucket, repr(ask.rate), repr(ask.burst), ask.wanted, repr(ahead)]
-            words += [repr(ask.span), repr(ask.ago)]
+            words += [repr(ask.span), repr(ask.at)]
         answers: list[list[bytes]] = self._run(TAKE, *words)
-        return [Taken(int(number), float(left)) for number, left in answers]
+        return [Taken(int(number), float(left), float(at)) for number, left, at in answers]
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> list[list[str]]:
         words: list[Word] = [milliseconds(ttl)]

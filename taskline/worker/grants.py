@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from taskline.backends.keys import KeyStore
-from taskline.backends.permits import Taken
+from taskline.backends.permits import Ask, Taken
 from taskline.worker.execute import Job
 from taskline.worker.permits import Line, Tokens
 from taskline.worker.verdicts import RELEASE, TOO_LATE
@@ -32,10 +32,12 @@ class Grants:
     def __init__(self, keys: KeyStore, now: Callable[[], float]) -> None:
         self._keys = keys
         self._now = now
-        self._held: dict[Job, tuple[Line, float]] = {}
-        """Jobs that may begin, and since when: Unix seconds."""
+        self._held: dict[Job, tuple[Line, list[float]]] = {}
+        """Jobs that may begin, and when each of their tokens was taken, by the store's clock."""
         self._unused: list[tuple[Tokens, int, float]] = []
         """Tokens that go back with the next call, how many, and when they were taken."""
+        self._taken_at: dict[Tokens, float] = {}
+        """When tokens were taken last, by the store's clock."""
         self._asked_at = 0.0
         self._trip = math.inf
         """Seconds that a call takes when nothing is in its way."""
@@ -43,31 +45,33 @@ class Grants:
 
     def take(self, asked: Sequence[tuple[Tokens, int]]) -> list[Taken]:
         """Take so many tokens of each of these."""
-        now = self._asked_at = self._now()
-        asks = [tokens.ask(-number, now - since) for tokens, number, since in self._unused]
+        self._asked_at = self._now()
+        asks = self._returned()
         back = len(asks)
         asks += [tokens.ask(number) for tokens, number in asked]
-        answers = self._keys.take(asks)[back:] if asks else []
+        answers = self._keys.take(asks)[back:]
         self._unused = []
-        if asked:
-            self._trip = min(self._now() - now, FORGET * self._trip)
+        self._trip = min(self._now() - self._asked_at, FORGET * self._trip)
+        pairs = zip(asked, answers, strict=True)
+        self._taken_at = {tokens: taken.at for (tokens, _), taken in pairs}
         return answers
 
     def unused(self, tokens: Tokens, number: int) -> None:
         """So many of those that were taken last go back."""
-        self._unused.append((tokens, number, self._asked_at))
+        self._unused.append((tokens, number, self._taken_at[tokens]))
 
     def given(self, jobs: list[Job], line: Line) -> None:
         """These jobs have the tokens that were taken last, and begin."""
         late = LATE * self._patience * min(each.seconds for each in line.tokens)
         by = self._asked_at + self._trip + late
+        since = [self._taken_at[each] for each in line.tokens]
         for job in jobs:
-            self._held[job] = line, self._asked_at
+            self._held[job] = line, since
             job.begins_by = by
 
     def ended(self, job: Job) -> Line | None:
         """The job needs its tokens no more; the line it is of, where it has not used them."""
-        line, since = self._held.pop(job, (None, 0.0))
+        line, since = self._held.pop(job, (None, []))
         if line is None:
             return None
         if job.started:
@@ -76,8 +80,8 @@ class Grants:
         if job.verdict == TOO_LATE:
             self._patience = min(PATIENT, 2 * self._patience)
         job.begins_by = 0.0
-        for each in line.tokens:
-            self._unused.append((each, 1, since))
+        for each, at in zip(line.tokens, since, strict=True):
+            self._unused.append((each, 1, at))
             each.ready_at = 0.0
         return line
 
@@ -90,4 +94,8 @@ class Grants:
     def give_up(self) -> None:
         """Give back now what is to be given back."""
         if self._unused:
-            self.take([])
+            self._keys.take(self._returned())
+            self._unused = []
+
+    def _returned(self) -> list[Ask]:
+        return [tokens.ask(-number, at) for tokens, number, at in self._unused]

@@ -1,7 +1,7 @@
 -- bucket_take
 -- ARGV: for each ask: bucket, tokens a second, burst, number wanted, seconds ahead, span in seconds,
--- and how many seconds ago those were taken that come back. Answers with the number taken and the
--- tokens left of each, as text.
+-- and when those were taken that come back. Answers with the number taken, the tokens left, and the
+-- time, of each, as text.
 -- As taskline/backends/permits.py does it: a bucket is the time, in us, at which it is empty. One
 -- with a span has behind it, with spaces between, that at the pace at which it makes good what was
 -- missed, the last part of the span, and what was taken in that and the parts before it, as far as
@@ -31,7 +31,7 @@ local function take(key, each, burst, wanted, ahead)
   return number, (now - empty) * each
 end
 
-local function take_in_span(key, each, burst, wanted, span, ago)
+local function take_in_span(key, each, burst, wanted, span, at)
   local pace, part, counts, idle, total = PACE * each, math.floor(now / span * SLOTS), {}, true, 0
   local words = (call('GET', key) or ''):gmatch('%S+')
   local empty, paced, last = tonumber(words() or 0), tonumber(words() or 0), tonumber(words() or 0)
@@ -55,19 +55,20 @@ local function take_in_span(key, each, burst, wanted, span, ago)
   local number = math.min(wanted, math.max(math.floor(left + each + 0.000000001), 0))
   if number == 0 then return 0, left end
   empty, paced = math.max(empty + number / each, full), math.max(paced + number / pace, full_pace)
-  -- Those that come back were taken so long ago, or later.
-  local back, rest = number < 0 and math.floor(ago / span * SLOTS) + 1 or 0, number
-  while rest ~= 0 and back >= 0 and back < KEPT do
-    local some = math.max(rest, -(counts[back] or 0))
-    counts[back] = (counts[back] or 0) + some
-    rest, back = rest - some, back - 1
+  local back = number > 0 and 0 or math.max(part - math.floor(at / span * SLOTS), 0)
+  if back < KEPT then
+    local counted = math.max(number, -(counts[back] or 0))
+    counts[back] = (counts[back] or 0) + counted
+    most = most - counted
   end
   local parts = {string.format('%.3f %.3f %.0f', empty, paced, part)}
-  for at = 0, KEPT - 1 do
-    if (counts[at] or 0) > 0 then parts[#parts + 1] = at .. ':' .. counts[at] end
+  for each_back = 0, KEPT - 1 do
+    if (counts[each_back] or 0) > 0 then
+      parts[#parts + 1] = each_back .. ':' .. counts[each_back]
+    end
   end
   keep(key, table.concat(parts, ' '), 2 * span)
-  return number, math.min((now - empty) * each, (now - paced) * pace, most - number + rest)
+  return number, math.min((now - empty) * each, (now - paced) * pace, most)
 end
 
 local answers = {}
@@ -75,13 +76,14 @@ for first = 1, #ARGV, 7 do
   local key = P .. 't:' .. ARGV[first]
   local each, burst = tonumber(ARGV[first + 1]) / 1000000, tonumber(ARGV[first + 2])
   local wanted, ahead = tonumber(ARGV[first + 3]), tonumber(ARGV[first + 4]) * 1000000
-  local span, ago = tonumber(ARGV[first + 5]) * 1000000, tonumber(ARGV[first + 6]) * 1000000
+  local span, at = tonumber(ARGV[first + 5]) * 1000000, tonumber(ARGV[first + 6]) * 1000000
   local number, left
   if span > 0 then
-    number, left = take_in_span(key, each, burst, wanted, span, ago)
+    number, left = take_in_span(key, each, burst, wanted, span, at)
   else
     number, left = take(key, each, burst, wanted, ahead)
   end
-  answers[#answers + 1] = {tostring(number), string.format('%.6f', left)}
+  local told = string.format('%.6f', now / 1000000)
+  answers[#answers + 1] = {tostring(number), string.format('%.6f', left), told}
 end
 return answers

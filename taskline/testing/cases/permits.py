@@ -9,7 +9,7 @@ import pytest
 
 from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Ask, Claim, Holder
-from taskline.clock import Clock
+from taskline.clock import Clock, ManualClock
 from taskline.testing.cases.backend import LONG
 from taskline.testing.cases.store import NAMES, Connect, KeyStoreSuite
 
@@ -90,29 +90,33 @@ class Buckets(KeyStoreSuite):
             self.let_pass(clock, span / 64)
         for n, (_, _, after) in enumerate(taken):
             assert sum(each for at, each, _ in taken[n:] if at < after + span) <= 210
-        assert sum(number for _, number, _ in taken) > 2 * 200
+        if isinstance(clock, ManualClock):  # in real time the test itself may be held up
+            assert sum(number for _, number, _ in taken) > 2 * 200
 
     def test_what_a_span_gave_is_given_back_to_it(self, store: KeyStore, other: KeyStore) -> None:
         ask = Ask("a", 0.4, 10.0, 0, span=500.0)
         take = ask._replace(wanted=30)
-        assert store.take([take])[0].number == 10
-        back = ask._replace(wanted=-3)
-        assert [each.number for each in other.take([back, back._replace(ago=5.0)])] == [-3, -3]
+        (taken,) = store.take([take])
+        assert taken.number == 10
+        assert store.time() - 60 < taken.at <= store.time()
+        back = ask._replace(wanted=-3, at=taken.at)
+        assert [each.number for each in other.take([back, back])] == [-3, -3]
         # It is in use now, and holds more.
         left = [store.take([ask])[0].left, other.take([ask])[0].left]
         assert [round(each) for each in left] == [6, 6]
         assert store.take([take])[0].number == 6
         assert other.take([take])[0].number == 0
         # Those of an earlier span do not count in this one, and are there all the same.
-        assert store.take([back._replace(ago=900.0)])[0].number == -3
+        assert store.take([back._replace(at=taken.at - 900.0)])[0].number == -3
         assert other.take([take])[0].number == 3
 
     def test_a_bucket_may_get_another_span(self, store: KeyStore, other: KeyStore) -> None:
         ask = Ask("a", 4.0, 10.0, 1, span=50.0)
         other_span = ask._replace(span=5.0, rate=40.0)
         for fresh in (ask, other_span, ask, ask._replace(span=0.0), ask, other_span):
-            assert store.take([fresh])[0].number == 1
-            assert other.take([fresh._replace(wanted=-1)])[0].number == -1
+            (taken,) = store.take([fresh])
+            assert taken.number == 1
+            assert other.take([fresh._replace(wanted=-1, at=taken.at)])[0].number == -1
 
     def test_of_many_who_take_each_gets_another_token(self, connect: Connect) -> None:
         def work(through: KeyStore) -> int:

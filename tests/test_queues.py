@@ -312,6 +312,15 @@ def test_a_plain_message_of_another_program_is_a_call_of_the_queues_task(
     assert letters["p3"].frame == b"not JSON"
 
 
+def test_a_plain_message_is_looked_at_as_the_call_that_it_will_be(app: Taskline) -> None:
+    app.transport.parts()["bus"].send([_plain("p1", b'{"user": "ann"}'), _plain("p2", b"not JSON")])
+    shown = {each.id: each.frame for each in app.transport.peek("raw")}
+    header, body = app.codec.open(shown["p1"])
+    assert (header.task, header.queue) == ("etl.take", "raw")
+    assert app.codec.arguments(header, body) == ([{"user": "ann"}], {})
+    assert shown["p2"] == b"not JSON"
+
+
 def _plain(key: str, frame: bytes) -> Any:
     from taskline.testing.cases.transport import message
 

@@ -88,16 +88,17 @@ class Scheduler:
 
     def run(self) -> None:
         """The thread's body."""
-        pause = 0.0
+        pause, complained = 0.0, False
         while not self._stopping.is_set():
             try:
                 wait = self.step()
-                if pause:
+                if complained:
                     log.info("schedules are sent again")
-                pause = 0.0
+                pause, complained = 0.0, False
             except TasklineError as error:
-                if not pause:
+                if not complained and (self._app.periodics or self._book.schedules):
                     log.error("schedules cannot be sent: %s; trying until it works", error)
+                    complained = True
                 wait = pause = min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)
             except Exception:
                 log.critical("the scheduler failed; trying again", exc_info=True)

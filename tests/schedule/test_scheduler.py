@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -388,6 +389,42 @@ def test_an_idle_scheduler_costs_less_than_a_command_a_second(
                 due[each] = clock.time() + each.step()
         clock.advance(max(0.001, min(due.values()) - clock.time()))
     assert 0 < sum(calls.values()) / 600 < 1, calls
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_schedules_that_cannot_be_sent_are_told_of_where_there_are_some(
+    app: Taskline,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    periodic: bool,
+) -> None:
+    if periodic:
+        Site(app, clock)
+    scheduler = Scheduler(app)
+    answers: list[Exception | None] = [TransportError("nobody answers")] * 2 + [None]
+
+    def step() -> float:
+        if not answers:
+            scheduler.stop()
+            return 0.0
+        error = answers.pop(0)
+        if error is not None:
+            raise error
+        return 0.0
+
+    monkeypatch.setattr(scheduler, "step", step)
+    monkeypatch.setattr(clock, "bound", lambda seconds: 0.0)
+    with caplog.at_level(logging.INFO, "taskline"):
+        scheduler.run()
+    assert caplog.messages == (
+        [
+            "schedules cannot be sent: nobody answers; trying until it works",
+            "schedules are sent again",
+        ]
+        if periodic
+        else []
+    )
 
 
 def test_stopped_before_it_was_started_it_does_nothing(

@@ -10,6 +10,7 @@ import msgspec
 from taskline.clock import Clock
 from taskline.errors import NotSupported
 from taskline.message import Delivery, Message
+from taskline.transports.base import StoredMessage
 from taskline.transports.routed.connector import Connector
 from taskline.transports.routed.lanes import Lanes
 from taskline.transports.routed.plain import call_of, payload_of
@@ -152,12 +153,16 @@ class Names:
         for alias, names in served.items():
             self._lanes[alias].served(names)
 
-    def _frame(self, alias: str, delivery: Delivery) -> bytes:
+    def shown(self, queue: str, stored: StoredMessage) -> StoredMessage:
+        """A message of a transport as the app would get it from this queue."""
+        return msgspec.structs.replace(stored, queue=queue, frame=self._frame(queue, stored))
+
+    def _frame(self, alias: str, message: Delivery | StoredMessage) -> bytes:
         """The message's own frame; a plain message of another program becomes a call."""
         route = self._routes.get(alias)
         if route is None or route.task is None:
-            return delivery.frame
-        return call_of(route.task, alias, delivery, self._clock.time())
+            return message.frame
+        return call_of(route.task, alias, message.id, message.frame, self._clock.time())
 
 
 def renamed(message: Message, queue: str) -> Message:

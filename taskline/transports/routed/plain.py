@@ -9,18 +9,18 @@ from __future__ import annotations
 import msgspec
 
 from taskline.errors import SerializationError, TransportError
-from taskline.message import VERSION, Delivery, Header, Message, join, split
+from taskline.message import VERSION, Header, Message, join, split
 
 
-def call_of(task: str, queue: str, delivery: Delivery, now: float) -> bytes:
+def call_of(task: str, queue: str, id: str, frame: bytes, now: float) -> bytes:
     """The frame of a call of the task; what is a frame, or not JSON, is returned as it is."""
-    if _is_frame(delivery.frame):
-        return delivery.frame
+    if _is_frame(frame):
+        return frame
     try:
-        payload = bytes(msgspec.json.encode(msgspec.json.decode(delivery.frame)))
+        payload = bytes(msgspec.json.encode(msgspec.json.decode(frame)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return delivery.frame
-    header = Header(VERSION, delivery.id, task, queue, now)
+        return frame
+    header = Header(VERSION, id, task, queue, now)
     return join(header, b"[[" + payload + b"],{}]")
 
 

@@ -267,7 +267,7 @@ class RoutedTransport(Transport):
         else:
             each = [place.connector.transport.peek(place.name, limit + offset) for place in places]
             found = in_turn(each)[offset : offset + limit]
-        return [msgspec.structs.replace(one, queue=queue) for one in found]
+        return [self._names.shown(queue, one) for one in found]
 
     def purge(self, queue: str) -> int:
         return sum(

@@ -19,7 +19,7 @@ from taskline.worker.verdicts import RELEASE, TOO_LATE
 LATE = 0.015
 """Within which part of the time of its rate a job begins with its token: less than the 2 % that
 the store reckons with, since a slot is not the task's first line."""
-PATIENT = 4.0
+PATIENT = 2.0
 """How many times as late they may be where many are: few more begin in a span than should, and what
 hardly gets any time of its processors does not spend it on coming back."""
 FORGET = 1.05

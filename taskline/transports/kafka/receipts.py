@@ -248,20 +248,27 @@ class Receipts:
                 self._run([make(each) for each in mine], [each.place for each in written])
             except KafkaException as error:
                 if self._producer is not None or not self._has_happened(written):
-                    with self._changed:
-                        for each in assignment.split(mine)[0]:
-                            assignment.of(each).unfinish(each.receipt.offset)
+                    self._unfinish(mine)
                     self._wait_for_verdict(error, end)
                     continue
+            except TransportError:  # the member's thread did not answer: nothing is committed
+                self._unfinish(mine)
+                raise
             assignment.committed(written)
             return lost
 
+    def _unfinish(self, deliveries: list[Delivery]) -> None:
+        """These are held as before."""
+        with self._changed:
+            for each in self._assignment.split(deliveries)[0]:
+                self._assignment.of(each).unfinish(each.receipt.offset)
+
     def _run(self, records: list[Outgoing], places: list[TopicPartition]) -> None:
         timeout, producer = self._location.timeout, self._ready_producer()
+        group = self._calls.ask(self._consumer.consumer_group_metadata)
         try:
             producer.begin_transaction()
             write(producer, records)
-            group = self._calls.ask(self._consumer.consumer_group_metadata)
             producer.send_offsets_to_transaction(places, group, timeout)
             self._commit_transaction(producer)
         except KafkaException as error:

@@ -188,7 +188,8 @@ class _Takeover:
                 if error.fatal():
                     raise KafkaException(error)
                 if error.code() == KafkaError._PARTITION_EOF and known is not None:
-                    known[0].reached(record.offset() or 0)
+                    # Not beyond: what is there was passed over, and is not finished for that.
+                    known[0].reached(min(record.offset() or 0, known[1]))
             elif known is not None and (record.offset() or 0) < known[1]:
                 known[0].add(entry_of(record))
             elif known is not None:

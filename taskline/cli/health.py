@@ -26,7 +26,7 @@ def health(file: str, ready: bool) -> None:
       taskline health /run/taskline/status
       taskline health /run/taskline/status --ready
     """
-    from taskline.worker import status
+    from taskline.worker.parent import status
 
     found = status.read(file)
     trouble = found.trouble(time.time(), ready=ready)

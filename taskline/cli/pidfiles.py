@@ -51,7 +51,7 @@ def _remove_stale(path: Path) -> None:
         raise ConfigurationError(f"--pidfile {path}: {error.strerror}") from None
     if not re.fullmatch(r"[1-9]\d{0,9}", text, re.ASCII):
         raise ConfigurationError(f"--pidfile {path}: the file exists and holds no process id")
-    from taskline.worker.status import runs
+    from taskline.worker.parent.status import runs
 
     # In a container every worker may be process 1, and so was the one before.
     if int(text) != os.getpid() and runs(int(text)):

@@ -11,7 +11,7 @@ from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job
 from taskline.worker.gather import Gather
 from taskline.worker.lifetime import Lifetime
-from taskline.worker.limits import Limiter
+from taskline.worker.limits.limiter import Limiter
 from taskline.worker.prefetch import PATIENCE, Prefetch
 from taskline.worker.quarantine import Quarantine
 from taskline.worker.settle import Settlements

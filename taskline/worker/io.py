@@ -30,7 +30,7 @@ from taskline.worker.herald import Herald
 from taskline.worker.intake import Intake
 from taskline.worker.ledger import Condemned, Ledger
 from taskline.worker.lifetime import Lifetime
-from taskline.worker.limits import Limiter
+from taskline.worker.limits.limiter import Limiter
 from taskline.worker.outage import Outage
 from taskline.worker.prefetch import Prefetch
 from taskline.worker.remote import Remote

@@ -16,7 +16,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Processes = Annotated[int, msgspec.Meta(ge=1, le=MOST_PROCESSES)]
 
 START_METHODS = ("fork", "forkserver", "spawn")
-"""How processes are made: see `taskline.worker.starters` and `forkserver`."""
+"""How processes are made: see `taskline.worker.parent.starters` and `forkserver`."""
 
 
 class WorkerOptions(msgspec.Struct, kw_only=True):

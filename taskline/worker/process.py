@@ -22,11 +22,12 @@ from taskline.context import mark_log_records
 from taskline.control.documents import why_no_keys
 from taskline.errors import ConfigurationError, TasklineError, TransportError
 from taskline.loading import find_app, import_included, in_full
-from taskline.worker import lifetime, limits, solo
+from taskline.worker import lifetime, solo
 from taskline.worker.autoscale import gauge_for
 from taskline.worker.execute import Runner
 from taskline.worker.io import IOThread
 from taskline.worker.ledger import Condemned, Ledger
+from taskline.worker.limits.limiter import check as check_limits
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import Interrupts, Orders
 from taskline.worker.remote import Remote
@@ -76,7 +77,7 @@ class Worker:
         lifetime.check(options)
         mark_log_records()
         import_included(app)
-        limits.check(app)
+        check_limits(app)
         settings = app.settings
         check_keys(app)
         self.app = app

@@ -15,8 +15,8 @@ import yaml
 
 from taskline.cli.health import health
 from taskline.cli.worker import worker
-from taskline.worker.probes import address
-from taskline.worker.server import Answers
+from taskline.worker.parent.probes import address
+from taskline.worker.parent.server import Answers
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
 FILES = dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', PAGE, re.M | re.S))

@@ -17,9 +17,9 @@ from taskline import Taskline
 from taskline.clock import ManualClock
 from taskline.errors import ConfigurationError
 from taskline.worker import Supervisor, WorkerOptions
-from taskline.worker.probes import Probes, address
-from taskline.worker.server import Answers
-from taskline.worker.status import ProcessStatus, Status
+from taskline.worker.parent.probes import Probes, address
+from taskline.worker.parent.server import Answers
+from taskline.worker.parent.status import ProcessStatus, Status
 
 
 @pytest.mark.parametrize(

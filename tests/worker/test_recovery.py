@@ -13,8 +13,8 @@ from taskline.clock import ManualClock
 from taskline.errors import TransportError
 from taskline.message import new_id
 from taskline.transports.base import Transport
-from taskline.worker.child import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
-from taskline.worker.recovery import RETRY_AFTER, Recovery
+from taskline.worker.parent.child import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
+from taskline.worker.parent.recovery import RETRY_AFTER, Recovery
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 
 from taskline import Middleware, Taskline
 from taskline.errors import ConfigurationError
-from taskline.worker import Supervisor, WorkerOptions, supervisor
-from taskline.worker.child import Child
-from taskline.worker.starters import Starter
+from taskline.worker import Supervisor, WorkerOptions
+from taskline.worker.parent import supervisor
+from taskline.worker.parent.child import Child
+from taskline.worker.parent.starters import Starter
 
 
 class Full(Starter):

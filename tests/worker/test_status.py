@@ -16,10 +16,11 @@ from workbench import until
 
 from taskline.clock import ManualClock
 from taskline.errors import ConfigurationError
-from taskline.worker import WorkerOptions, status
-from taskline.worker.bulletin import Bulletin
-from taskline.worker.child import Child
-from taskline.worker.status import ProcessStatus, Status
+from taskline.worker import WorkerOptions
+from taskline.worker.parent import status
+from taskline.worker.parent.bulletin import Bulletin
+from taskline.worker.parent.child import Child
+from taskline.worker.parent.status import ProcessStatus, Status
 
 
 def status_of(*ready: bool, at: float = 100.0, stopping: bool = False) -> Status:

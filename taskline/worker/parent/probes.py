@@ -18,7 +18,7 @@ import msgspec
 
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
-from taskline.worker.status import Status
+from taskline.worker.parent.status import Status
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -102,7 +102,8 @@ class Probes:
         fds = (self._socket.fileno(), read_end)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "taskline.worker.server", *map(str, fds)], pass_fds=fds
+                [sys.executable, "-m", "taskline.worker.parent.server", *map(str, fds)],
+                pass_fds=fds,
             )
         except OSError:
             os.close(pipe)

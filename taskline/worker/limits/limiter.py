@@ -20,10 +20,10 @@ from taskline.limiting import Rulebook, key_of, rulebook
 from taskline.worker.admit import Admitted
 from taskline.worker.execute import Job, Runner
 from taskline.worker.gather import Gather
-from taskline.worker.grants import Grants
-from taskline.worker.holdings import Holdings
-from taskline.worker.parking import Parking
-from taskline.worker.permits import Line, Places, Tokens
+from taskline.worker.limits.grants import Grants
+from taskline.worker.limits.holdings import Holdings
+from taskline.worker.limits.parking import Parking
+from taskline.worker.limits.permits import Line, Places, Tokens
 from taskline.worker.prefetch import PATIENCE
 from taskline.worker.quarantine import SUSPECT_DELAY
 from taskline.worker.settle import Settlements

@@ -14,7 +14,7 @@ from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Ask
 from taskline.worker.execute import Job
 from taskline.worker.gather import Gather
-from taskline.worker.permits import Line
+from taskline.worker.limits.permits import Line
 from taskline.worker.settle import Settlements
 from taskline.worker.verdicts import RELEASE
 

@@ -1,6 +1,6 @@
 """How a supervisor makes its processes: two of three ways.
 
-The third, a server that forks them, is in `taskline.worker.forkserver`.
+The third, a server that forks them, is in `taskline.worker.parent.forkserver`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError
-from taskline.worker.child import Child
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import START_METHODS, WorkerOptions
+from taskline.worker.parent.child import Child
 from taskline.worker.process import run_child
 
 SPAWNED = "import sys; from taskline.worker import process; sys.exit(process.main(sys.argv[1:]))"

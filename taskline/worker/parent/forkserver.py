@@ -26,15 +26,17 @@ import msgspec
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError, TasklineError
 from taskline.loading import find_app, in_full
-from taskline.worker.child import Child
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
+from taskline.worker.parent.child import Child
+from taskline.worker.parent.starters import Starter, live
 from taskline.worker.process import MISCONFIGURED, run_heir
-from taskline.worker.starters import Starter, live
 
 log = logging.getLogger("taskline.forkserver")
 
-SERVER = "import sys; from taskline.worker import forkserver as f; sys.exit(f.main(sys.argv[1:]))"
+SERVER = (
+    "import sys; from taskline.worker.parent import forkserver as f; sys.exit(f.main(sys.argv[1:]))"
+)
 FORK_WITHIN = 10.0
 """Seconds that a server which is ready has to answer."""
 END_WITHIN = 2.0

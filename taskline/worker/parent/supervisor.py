@@ -24,19 +24,20 @@ import msgspec
 from taskline.app import Taskline
 from taskline.errors import ConfigurationError
 from taskline.loading import import_included
-from taskline.worker import autoscale, lifetime, starters
-from taskline.worker.bulletin import Bulletin
-from taskline.worker.child import Child
-from taskline.worker.enforce import STOP_MARGIN, enforce
+from taskline.worker import autoscale, lifetime
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import RETIRE, STOP, STOP_NOW, ending
-from taskline.worker.probes import address
+from taskline.worker.parent import starters
+from taskline.worker.parent.bulletin import Bulletin
+from taskline.worker.parent.child import Child
+from taskline.worker.parent.enforce import STOP_MARGIN, enforce
+from taskline.worker.parent.probes import address
+from taskline.worker.parent.recovery import Recovery
+from taskline.worker.parent.starters import Forking, Spawning, Starter
 from taskline.worker.process import DRAINED, MISCONFIGURED, NOT_DRAINED, RECYCLED
-from taskline.worker.recovery import Recovery
 from taskline.worker.requests import Request, Requests
-from taskline.worker.starters import Forking, Spawning, Starter
 
 log = logging.getLogger("taskline.supervisor")
 
@@ -237,7 +238,7 @@ class Supervisor:
         if self.options.start_method == "spawn":
             return Spawning(self._condemned, requests)
         if self.options.start_method == "forkserver":
-            from taskline.worker.forkserver import Serving
+            from taskline.worker.parent.forkserver import Serving
 
             return Serving(self.options, self._condemned, requests)
         return Forking(self.app, self._condemned, requests, self._leave)

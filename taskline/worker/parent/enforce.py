@@ -9,10 +9,10 @@ import logging
 import math
 
 from taskline.worker import lifetime
-from taskline.worker.child import Child
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
 from taskline.worker.orders import STOP_NOW
+from taskline.worker.parent.child import Child
 
 log = logging.getLogger("taskline.supervisor")
 

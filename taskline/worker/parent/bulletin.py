@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
-from taskline.worker import lifetime, status
-from taskline.worker.child import Child
+from taskline.worker import lifetime
 from taskline.worker.options import WorkerOptions
-from taskline.worker.probes import Probes
+from taskline.worker.parent import status
+from taskline.worker.parent.child import Child
+from taskline.worker.parent.probes import Probes
 
 log = logging.getLogger("taskline.supervisor")
 

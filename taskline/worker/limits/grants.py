@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Ask, Taken
 from taskline.worker.execute import Job
-from taskline.worker.permits import Line, Tokens
+from taskline.worker.limits.permits import Line, Tokens
 from taskline.worker.verdicts import RELEASE, TOO_LATE
 
 LATE = 0.015

@@ -1,4 +1,4 @@
-"""The server of `--http`: a process that its supervisor starts. See `taskline.worker.probes`.
+"""The server of `--http`: a process that its supervisor starts. See `probes`.
 
 The newest status comes through a pipe, a line each second; the pipe's end is this process's.
 """
@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.worker.status import Status
+from taskline.worker.parent.status import Status
 
 ANSWER_WITHIN = 5.0
 """Seconds for which a connection may say nothing."""

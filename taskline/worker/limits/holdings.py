@@ -9,7 +9,7 @@ from taskline.backends.keys import KeyStore
 from taskline.backends.permits import Claim, Holder
 from taskline.limiting import Semaphore
 from taskline.worker.execute import Job
-from taskline.worker.permits import Line, Places
+from taskline.worker.limits.permits import Line, Places
 from taskline.worker.verdicts import RELEASE
 
 log = logging.getLogger("taskline.worker")

@@ -21,7 +21,6 @@ from integration.servers.supply import Missing, demanded
 
 SECONDS = float(os.environ.get("TASKLINE_CHAOS_SECONDS") or 60)
 SEED = int(os.environ.get("TASKLINE_CHAOS_SEED") or 11)
-STORES = [name for name in NAMES if name != "kafka" or os.environ.get("TASKLINE_TEST_KAFKA_ALL")]
 PACE, LEASE = 0.25, 10.0
 PATIENCE = 400.0
 """Seconds after the faults in which a run must have come to rest and been judged."""
@@ -40,7 +39,7 @@ class Runs:
         self.directory = directory
         self.missing: dict[str, Missing] = {}
         self._running: dict[str, subprocess.Popen[str]] = {}
-        for name in STORES:
+        for name in NAMES:
             try:
                 store_class(name)(directory / f"{name}-probe").close()
             except Missing as error:
@@ -84,8 +83,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def test_nothing_is_lost_whatever_is_broken(
     runs: Runs, store: str, figures: Callable[[str], None]
 ) -> None:
-    if store not in STORES:
-        pytest.skip("minutes on a busy machine: set TASKLINE_TEST_KAFKA_ALL=1")
     if store in runs.missing:
         if demanded():
             raise runs.missing[store]

@@ -223,7 +223,7 @@ class Driver:
             site.signal_leader(signal.SIGTERM)
         for name, site in self._sites.items():
             code = site.process.wait(timeout=self._config.grace + 10)
-            self._faults.write("exit", who=name, code=code, expected=code == 0)
+            self._faults.write("exit", who=name, code=code, expected=_expected(site, code))
 
     def _is_drained(self) -> bool:
         if self._open or not self._quiet():

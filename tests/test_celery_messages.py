@@ -101,7 +101,10 @@ def test_a_queue_may_be_tasklines_where_the_app_speaks_celery() -> None:
     [
         ({"backend": "celery+redis://localhost"}, "set protocol='celery'"),
         ({"queues": {"a": {"protocol": "celery", "plain": True}}}, "leave out one of the two"),
-        ({"queues": {"a": {"protocol": "sellery"}}}, "queues: a: Invalid enum value 'sellery'"),
+        (
+            {"queues": {"a": {"protocol": "sellery"}}},
+            "queues: a: protocol='sellery': choose taskline or celery",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], said: str) -> None:

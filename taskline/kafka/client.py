@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
@@ -29,7 +29,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import ConfigurationError
 from taskline.kafka.consumer import SafeConsumer
-from taskline.kafka.errors import STARTING, Ear, asking, code_of, translate
+from taskline.kafka.errors import LEADERLESS, STARTING, Ear, asking, code_of, translate
 from taskline.kafka.location import NEVER, Location
 from taskline.kafka.marks import Marks, decode
 
@@ -61,6 +61,8 @@ if libversion()[1] >= 0x020A0000:  # older ones have no such setting, and do as 
     # now and then it then waits for ever for a coordinator that it has given up (issue 5511).
     _RECONNECT["metadata.recovery.strategy"] = "none"
 
+AGAIN = 0.05
+"""Seconds until a question is asked again that the broker could not answer yet."""
 UUID = 37
 """Characters that the broker adds to a static member's name to make the member's id."""
 TRANSACTION = 10_000
@@ -272,32 +274,37 @@ class Cluster:
         """The first and the next offset of each partition of these topics."""
         there = self.topics()
         places = [(topic, n) for topic in topics for n in range(there.get(topic, 0))]
-        found = []
-        for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
-            with asking(self.location, "tell its offsets"):
-                asked = self._admin().list_offsets(
-                    {TopicPartition(topic, n): spec for topic, n in places},
-                    request_timeout=self.location.timeout,
-                )
-                found.append(
-                    {
-                        (place.topic, place.partition): future.result(self.location.timeout).offset
-                        for place, future in asked.items()
-                    }
-                )
-        first, after = found
+        first, after = (
+            self._offsets(places, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+        )
         return {place: (first[place], after[place]) for place in places}
 
     def end(self, topic: str) -> int:
         """The next offset of a topic's only partition; 0 where there is no topic."""
         if topic not in self._known and topic not in self.topics():
             return 0
-        place = TopicPartition(topic, 0)
+        return self._offsets([(topic, 0)], OffsetSpec.latest())[topic, 0]
+
+    def _offsets(
+        self, places: Sequence[tuple[str, int]], spec: OffsetSpec
+    ) -> dict[tuple[str, int], int]:
+        """An offset of each of these partitions."""
+        end = SYSTEM_CLOCK.monotonic() + self.location.timeout
         with asking(self.location, "tell its offsets"):
-            asked = self._admin().list_offsets(
-                {place: OffsetSpec.latest()}, request_timeout=self.location.timeout
-            )
-            return int(asked[place].result(self.location.timeout).offset)
+            while True:
+                asked = self._admin().list_offsets(
+                    {TopicPartition(topic, number): spec for topic, number in places},
+                    request_timeout=self.location.timeout,
+                )
+                try:
+                    return {
+                        (place.topic, place.partition): future.result(self.location.timeout).offset
+                        for place, future in asked.items()
+                    }
+                except KafkaException as error:
+                    if code_of(error) not in LEADERLESS or SYSTEM_CLOCK.monotonic() > end:
+                        raise
+                SYSTEM_CLOCK.sleep(AGAIN)
 
     def group_marks(self, group: str, topics: Mapping[str, int]) -> dict[tuple[str, int], Marks]:
         """What a group has committed for topics, which are given with their partitions' number.
@@ -319,7 +326,7 @@ class Cluster:
                 except KafkaException as error:
                     if code_of(error) not in STARTING or SYSTEM_CLOCK.monotonic() > end:
                         raise
-                SYSTEM_CLOCK.sleep(0.05)
+                SYSTEM_CLOCK.sleep(AGAIN)
             for place in found:
                 if place.error is not None:
                     raise KafkaException(place.error)

@@ -53,6 +53,9 @@ STARTING = {
 }
 """Of a moment: the first group of a new cluster, or a broker that has just taken over."""
 
+LEADERLESS = {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION}
+"""Of a moment: the partition is new, or has just gone to another broker."""
+
 
 def code_of(error: KafkaException | KafkaError) -> int:
     """The number of an error; exceptions bear one."""

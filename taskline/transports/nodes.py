@@ -65,9 +65,9 @@ class NodesTransport(Transport, Generic[S]):
         until = self.clock.monotonic() + self._patience
         while True:
             ring = self._members[home:] + self._members[:home]
-            usable = [each for each in ring if each.usable()]
+            ring.sort(key=lambda each: not each.usable())  # those left out, if no other takes it
             lasting = True
-            for member in usable or ring:
+            for member in ring:
                 try:
                     member.attempt(partial(member.store.send, messages, 0.0))
                     return

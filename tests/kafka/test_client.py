@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 pytest.importorskip("confluent_kafka")
@@ -56,3 +60,37 @@ def test_other_errors_of_a_group_and_those_that_last(
 
 def test_without_topics_nobody_is_asked() -> None:
     assert Cluster(locate("kafka://localhost:1")).group_marks("shop", {}) == {}
+
+
+class Offsets:
+    """An admin client whose broker refuses the first questions."""
+
+    def __init__(self, refuses: int) -> None:
+        self.refuses = refuses
+
+    def list_offsets(
+        self, asked: dict[TopicPartition, Any], request_timeout: float
+    ) -> dict[TopicPartition, Future[Any]]:
+        answer: Future[Any] = Future()
+        if self.refuses:
+            self.refuses -= 1
+            error = KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)
+            answer.set_exception(KafkaException(error))
+        else:
+            answer.set_result(SimpleNamespace(offset=5))
+        return dict.fromkeys(asked, answer)
+
+
+@pytest.mark.parametrize(("refuses", "timeout"), [(2, 60), (1000, 0.01)])
+def test_a_partition_that_moves_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, refuses: int, timeout: float
+) -> None:
+    cluster, admin = Cluster(locate(f"kafka://localhost:1?timeout={timeout}")), Offsets(refuses)
+    monkeypatch.setattr(cluster, "topics", lambda: {"mail": 1})
+    monkeypatch.setattr(cluster, "_admin", lambda: admin)
+    if timeout < 1:
+        with pytest.raises(TransportError, match="cannot tell its offsets"):
+            cluster.ends(["mail"])
+    else:
+        assert cluster.ends(["mail"]) == {("mail", 0): (5, 5)}
+        assert cluster.end("mail") == 5

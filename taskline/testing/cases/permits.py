@@ -88,8 +88,8 @@ class Buckets(KeyStoreSuite):
             number = (store, other)[len(taken) % 2].take([ask])[0].number
             taken.append((since, number, clock.monotonic()))
             self.let_pass(clock, span / 64)
-        for n, (_, _, after) in enumerate(taken):
-            assert sum(each for at, each, _ in taken[n:] if at < after + span) <= 210
+        for n, (since, _, _) in enumerate(taken):
+            assert sum(each for _, each, after in taken[n:] if after <= since + span) <= 210
         if isinstance(clock, ManualClock):  # in real time the test itself may be held up
             assert sum(number for _, number, _ in taken) > 2 * 200
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -12,8 +14,9 @@ from pathlib import Path
 from integration.chaos.stores.base import PRODUCERS, Store, Trouble
 from taskline import Taskline
 
-DISK = 256
-"""Megabytes."""
+DISK = 1024
+"""Megabytes. While a process is stopped in the middle of a read the write-ahead log is not written
+from its start again, and grows by some megabytes a second."""
 PATIENCE = 0.5
 """Seconds for which a producer waits for a locked file before its send raises."""
 
@@ -86,13 +89,13 @@ class SQLiteStore(Store):
         """Leave no free byte on the disk."""
         filler = self._disk / "filler"
         self._full = True
-        with filler.open("wb", buffering=0) as file:
-            for size in (1 << 20, 512):
-                try:
+        filled = 0
+        with filler.open("wb") as file:
+            for size in (1 << 24, 1 << 12):
+                with contextlib.suppress(OSError):
                     while True:
-                        file.write(bytes(size))
-                except OSError:
-                    continue
+                        os.posix_fallocate(file.fileno(), filled, size)
+                        filled += size
 
         def free() -> bool:
             filler.unlink()

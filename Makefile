@@ -73,14 +73,14 @@ demo: .venv-demo/.stamp ## count the standard library while a worker process is 
 	PIP_CONSTRAINT=constraints.txt .venv-demo/bin/python $(PIP) install .
 	@touch $@
 
-bench: ## measure Taskline beside its peers; BENCH="--only drain --rounds 1" picks
-	$(PYTHON) -m benchmarks $(BENCH)
+bench: $(VENV)/.stamp ## measure Taskline beside its peers; BENCH="--only drain --rounds 1" picks
+	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-redis: ## the same on Redis alone
-	$(PYTHON) -m benchmarks --store redis $(BENCH)
+bench-redis: $(VENV)/.stamp ## the same on Redis alone
+	$(BIN)/python -m benchmarks --store redis $(BENCH)
 
-bench-kafka: ## the same on Apache Kafka
-	$(PYTHON) -m benchmarks --store kafka $(BENCH)
+bench-kafka: $(VENV)/.stamp ## the same on Apache Kafka
+	$(BIN)/python -m benchmarks --store kafka $(BENCH)
 
 constraints: ## pin the newest versions of everything (uv must be installed)
 	printf 'setuptools\ntox\n' | uv pip compile --quiet --universal --python-version 3.10 --all-extras \

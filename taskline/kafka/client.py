@@ -6,9 +6,9 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -34,6 +34,8 @@ from taskline.kafka.location import NEVER, Location
 from taskline.kafka.marks import Marks, decode
 
 log = logging.getLogger("taskline.kafka")
+
+T = TypeVar("T")
 
 # See `Cluster.members` for why it is called all the same.
 warnings.filterwarnings("ignore", "list_groups.. is deprecated", DeprecationWarning)
@@ -289,22 +291,30 @@ class Cluster:
         self, places: Sequence[tuple[str, int]], spec: OffsetSpec
     ) -> dict[tuple[str, int], int]:
         """An offset of each of these partitions."""
-        end = SYSTEM_CLOCK.monotonic() + self.location.timeout
+
+        def ask() -> dict[tuple[str, int], int]:
+            asked = self._admin().list_offsets(
+                {TopicPartition(topic, number): spec for topic, number in places},
+                request_timeout=self.location.timeout,
+            )
+            return {
+                (place.topic, place.partition): future.result(self.location.timeout).offset
+                for place, future in asked.items()
+            }
+
         with asking(self.location, "tell its offsets"):
-            while True:
-                asked = self._admin().list_offsets(
-                    {TopicPartition(topic, number): spec for topic, number in places},
-                    request_timeout=self.location.timeout,
-                )
-                try:
-                    return {
-                        (place.topic, place.partition): future.result(self.location.timeout).offset
-                        for place, future in asked.items()
-                    }
-                except KafkaException as error:
-                    if code_of(error) not in LEADERLESS or SYSTEM_CLOCK.monotonic() > end:
-                        raise
-                SYSTEM_CLOCK.sleep(AGAIN)
+            return self._ask_again(ask, LEADERLESS)
+
+    def _ask_again(self, ask: Callable[[], T], momentary: set[int]) -> T:
+        """The answer, as soon as it is none of these errors; `timeout` seconds at most."""
+        end = SYSTEM_CLOCK.monotonic() + self.location.timeout
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if code_of(error) not in momentary or SYSTEM_CLOCK.monotonic() > end:
+                    raise
+            SYSTEM_CLOCK.sleep(AGAIN)
 
     def group_marks(self, group: str, topics: Mapping[str, int]) -> dict[tuple[str, int], Marks]:
         """What a group has committed for topics, which are given with their partitions' number.
@@ -316,17 +326,11 @@ class Cluster:
         places = [TopicPartition(topic, n) for topic, count in topics.items() for n in range(count)]
         if not places:
             return {}
-        patience = self.location.timeout
-        end = SYSTEM_CLOCK.monotonic() + patience
         with asking(self.location, f"tell the offsets of group {group!r}"):
-            while True:
-                try:
-                    found = self._reader_of(group).committed(places, timeout=patience)
-                    break
-                except KafkaException as error:
-                    if code_of(error) not in STARTING or SYSTEM_CLOCK.monotonic() > end:
-                        raise
-                SYSTEM_CLOCK.sleep(AGAIN)
+            found = self._ask_again(
+                lambda: self._reader_of(group).committed(places, timeout=self.location.timeout),
+                STARTING,
+            )
             for place in found:
                 if place.error is not None:
                     raise KafkaException(place.error)

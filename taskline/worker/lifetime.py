@@ -89,7 +89,7 @@ def check(options: WorkerOptions) -> None:
     """Raise `ConfigurationError` for what cannot be, or cannot be kept on this machine."""
     check_values(options)
     for name in ("soft_memory_limit", "memory_limit"):
-        if getattr(options, name) is not None and not os.path.exists("/proc/self/statm"):
+        if getattr(options, name) is not None and not PROC:
             raise ConfigurationError(
                 f"{name}={getattr(options, name)}: memory is measured through /proc, which "
                 "this system has not got; use max_tasks or max_age"

@@ -16,7 +16,7 @@ from taskline.message import (
     SUCCESS,
     Outcome,
 )
-from taskline.testing.cases.base import Running, Suite
+from taskline.testing.cases.base import Running, Suite, connections
 
 MakeBackend: TypeAlias = Callable[[Clock], Backend]
 Connect: TypeAlias = Callable[..., Backend]
@@ -52,15 +52,7 @@ class BackendSuite(Suite):
     @pytest.fixture
     def connect(self, make_backend: MakeBackend, clock: Clock) -> Iterator[Connect]:
         """Opens one more connection, which is closed after the test."""
-        made: list[Backend] = []
-
-        def connect(with_clock: Clock = clock) -> Backend:
-            made.append(make_backend(with_clock))
-            return made[-1]
-
-        yield connect
-        while made:
-            made.pop().close()
+        yield from connections(make_backend, clock)
 
     @pytest.fixture
     def backend(self, connect: Connect) -> Backend:

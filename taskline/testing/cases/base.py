@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Generic, TypeVar
 
 import pytest
 
+from taskline.backends.base import Backend
 from taskline.clock import SYSTEM_CLOCK, Clock, ManualClock
+from taskline.transports.base import Transport
 
 T = TypeVar("T")
+
+C = TypeVar("C", Backend, Transport)
+
+
+def connections(make: Callable[[Clock], C], clock: Clock) -> Iterator[Callable[..., C]]:
+    """For a fixture: opens one more, by `clock` or another; all are closed after the test."""
+    made: list[C] = []
+
+    def connect(with_clock: Clock = clock) -> C:
+        made.append(make(with_clock))
+        return made[-1]
+
+    yield connect
+    while made:
+        made.pop().close()
 
 
 class Running(Generic[T]):

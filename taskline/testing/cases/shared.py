@@ -9,8 +9,8 @@ import pytest
 from taskline.backends.base import Backend, Revocation
 from taskline.clock import Clock
 from taskline.message import FAILURE, SUCCESS, Outcome
+from taskline.testing.cases.backend import MakeBackend
 from taskline.testing.cases.transport import (
-    MakeBackend,
     TransportSuite,
     ids,
     message,

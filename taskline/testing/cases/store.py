@@ -11,7 +11,7 @@ from taskline.backends.base import Backend
 from taskline.backends.keys import KeyStore
 from taskline.clock import Clock
 from taskline.testing.cases.backend import MakeBackend
-from taskline.testing.cases.base import Suite
+from taskline.testing.cases.base import Suite, connections
 
 Connect: TypeAlias = Callable[..., KeyStore]
 
@@ -28,22 +28,14 @@ class KeyStoreSuite(Suite):
         raise NotImplementedError("override the fixture make_backend: see docs/testing.md")
 
     @pytest.fixture
-    def backends(self, make_backend: MakeBackend) -> Iterator[Callable[[Clock], Backend]]:
+    def backends(self, make_backend: MakeBackend, clock: Clock) -> Iterator[Callable[..., Backend]]:
         """Opens one more backend, which is closed after the test."""
-        made: list[Backend] = []
-
-        def connect(with_clock: Clock) -> Backend:
-            made.append(make_backend(with_clock))
-            return made[-1]
-
-        yield connect
-        while made:
-            made.pop().close()
+        yield from connections(make_backend, clock)
 
     @pytest.fixture
-    def connect(self, backends: Callable[[Clock], Backend], clock: Clock) -> Connect:
+    def connect(self, backends: Callable[..., Backend]) -> Connect:
         """The key store of one more connection."""
-        return lambda with_clock=clock: backends(with_clock).keys()
+        return lambda *with_clock: backends(*with_clock).keys()
 
     @pytest.fixture
     def store(self, connect: Connect) -> KeyStore:

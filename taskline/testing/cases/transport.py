@@ -8,14 +8,13 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from taskline.backends.base import Backend
 from taskline.clock import Clock
 from taskline.message import DEFAULT_PRIORITY, DeadLetter, Delivery, Header, Message
-from taskline.testing.cases.base import Suite
+from taskline.testing.cases.backend import MakeBackend
+from taskline.testing.cases.base import Suite, connections
 from taskline.transports.base import QueueStats, Transport
 
 MakeTransport: TypeAlias = Callable[[Clock], Transport]
-MakeBackend: TypeAlias = Callable[[Clock], Backend]
 Connect: TypeAlias = Callable[..., Transport]
 
 QUEUE = "mail"
@@ -78,15 +77,7 @@ class TransportSuite(Suite):
     @pytest.fixture
     def connect(self, make_transport: MakeTransport, clock: Clock) -> Iterator[Connect]:
         """Opens one more connection, which is closed after the test."""
-        made: list[Transport] = []
-
-        def connect(with_clock: Clock = clock) -> Transport:
-            made.append(make_transport(with_clock))
-            return made[-1]
-
-        yield connect
-        while made:
-            made.pop().close()
+        yield from connections(make_transport, clock)
 
     @pytest.fixture
     def transport(self, connect: Connect) -> Transport:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.errors import NotSupported, TransportError
-from taskline.message import Delivery, Outcome
+from taskline.errors import ConfigurationError, NotSupported, TasklineError, TransportError
+from taskline.message import Delivery, Message, Outcome
 from taskline.queueing import Route
 from taskline.registry import Spec
 from taskline.testing.cases.transport import ids, letter, message, messages
@@ -214,6 +214,111 @@ def test_a_broker_that_does_not_answer_holds_back_no_other_queue(
         "the connector second: nobody answers; trying until it works",
         "the connector second answers again",
     ]
+
+
+class Slow(MemoryTransport):
+    """Answers for a send when it is waited for; refuses those whose names are in `refusing`."""
+
+    refusing: dict[str, TasklineError] = {}
+    at_once: set[str] = set()
+    """Of these, the ones that refuse when a send is begun."""
+
+    def begin_send(self, messages: Sequence[Message]) -> Callable[[], None]:
+        error = self.refusing.get(self.name)
+        if error is not None and self.name in self.at_once:
+            raise error
+
+        def wait() -> None:
+            if error is not None:
+                raise error
+            self.send(messages)
+
+        return wait
+
+
+SLOW = {
+    "one": Route("1", "one", None, None, "one"),
+    "two": Route("2", "two", None, None, "two"),
+    "three": Route("3", "three", None, None, "three"),
+}
+
+
+@pytest.fixture
+def slow(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RoutedTransport]:
+    """Three connectors that have a queue each."""
+    monkeypatch.setattr(Slow, "refusing", {})
+    monkeypatch.setattr(Slow, "at_once", set())
+    openers = {
+        key: partial(
+            open_transport,
+            {"type": f"{__name__}:Slow", "name": f"{request.node.name}/{key}"},
+            clock=SYSTEM_CLOCK,
+        )
+        for key in ("", "1", "2", "3")
+    }
+    transport = RoutedTransport(openers, SLOW, SYSTEM_CLOCK)
+    yield transport
+    transport.close()
+
+
+def refuse(
+    request: pytest.FixtureRequest, key: str, error: TasklineError, *, at_once: bool
+) -> None:
+    name = f"{request.node.name}/{key}"
+    Slow.refusing[name] = error
+    if at_once:
+        Slow.at_once.add(name)
+
+
+def ready(transport: RoutedTransport) -> list[str]:
+    return [each.queue for each in transport.stats() if each.ready]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("key", "others"), [("1", ["three", "two"]), ("2", ["one", "three"]), ("3", ["one", "two"])]
+)
+def test_a_broker_that_refuses_its_messages_keeps_none_from_the_others(
+    request: pytest.FixtureRequest,
+    slow: RoutedTransport,
+    key: str,
+    others: list[str],
+    at_once: bool,
+) -> None:
+    """The error comes when the others have answered: what they have is stored by then."""
+    refuse(request, key, TransportError("the disk is full", retryable=False), at_once=at_once)
+    wait = slow.begin_send([message(queue=queue) for queue in SLOW])
+    with pytest.raises(
+        TransportError,
+        match=f"^1 of 3 connectors did not take their messages: {key}: the disk is full$",
+    ) as caught:
+        wait()
+    assert not caught.value.retryable
+    assert ready(slow) == others
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_all_that_refuse_are_named_and_a_repetition_must_help_with_each(
+    request: pytest.FixtureRequest, slow: RoutedTransport, lasting: bool
+) -> None:
+    refuse(request, "1", TransportError("nobody answers"), at_once=False)
+    refuse(request, "3", TransportError("it is full", retryable=not lasting), at_once=True)
+    with pytest.raises(TransportError, match=r"2 of 3 .*: 1: nobody answers; 3: it is full") as it:
+        slow.send([message(queue=queue) for queue in SLOW])
+    assert it.value.retryable is not lasting
+    assert ready(slow) == ["two"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_error_of_a_send_to_one_broker_is_that_broker_s_own(
+    request: pytest.FixtureRequest, slow: RoutedTransport, at_once: bool
+) -> None:
+    refuse(request, "2", ConfigurationError("no such topic"), at_once=at_once)
+    with pytest.raises(ConfigurationError, match=r"^no such topic$"):
+        slow.send([message(queue="two")])
+    slow.send([message(queue="one")])
 
 
 def test_what_is_owed_is_told_when_it_is_closed(flaky: RoutedTransport) -> None:

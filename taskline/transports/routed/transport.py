@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from taskline.clock import SYSTEM_CLOCK, Clock
-from taskline.errors import NotSupported, TransportError
+from taskline.errors import NotSupported, TasklineError, TransportError
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.routed.connector import Connector
@@ -78,24 +78,21 @@ class RoutedTransport(Transport):
     # Sending
 
     def send(self, messages: Sequence[Message]) -> None:
-        for connector, group in self._names.outgoing(messages).items():
-            connector.transport.send(
-                [self._names.written(message, name) for name, message in group]
-            )
+        self.begin_send(messages)()
 
     def begin_send(self, messages: Sequence[Message]) -> Callable[[], None]:
-        waits = [
-            connector.transport.begin_send(
-                [self._names.written(message, name) for name, message in group]
-            )
+        """Each broker takes its messages or does not, whatever becomes of those for others."""
+        groups = {
+            connector: [self._names.written(message, name) for name, message in group]
             for connector, group in self._names.outgoing(messages).items()
-        ]
-
-        def wait() -> None:
-            for each in waits:
-                each()
-
-        return wait
+        }
+        begun: list[tuple[str, Callable[[], None]]] = []
+        for connector, there in groups.items():
+            try:
+                begun.append((connector.name, connector.transport.begin_send(there)))
+            except TasklineError as error:
+                begun.append((connector.name, partial(_refuse, error)))
+        return partial(_finish, begun)
 
     def send_within(self, transaction: Any, messages: Sequence[Message]) -> None:
         home = self._connectors[""]
@@ -368,6 +365,30 @@ class RoutedTransport(Transport):
     def _check_open(self) -> None:
         if self._closed:
             raise TransportError("the connections are closed: open others", retryable=False)
+
+
+def _refuse(error: TasklineError) -> None:
+    raise error
+
+
+def _finish(begun: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    """Wait for all sends, each with its connector's name, and then raise what failed of them."""
+    refused: list[tuple[str, TasklineError]] = []
+    for name, wait in begun:
+        try:
+            wait()
+        except TasklineError as error:
+            refused.append((name, error))
+    if not refused:
+        return
+    first = refused[0][1]
+    if len(begun) == 1:
+        raise first
+    reasons = "; ".join(f"{name}: {error}" for name, error in refused)
+    raise TransportError(
+        f"{len(refused)} of {len(begun)} connectors did not take their messages: {reasons}",
+        retryable=all(getattr(error, "retryable", False) for _, error in refused),
+    ) from first
 
 
 def _extend(held: Sequence[Delivery], lease: float, transport: Transport) -> list[Delivery]:

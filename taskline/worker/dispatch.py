@@ -61,8 +61,8 @@ class Dispatch:
         idle_async = self._async_slots.idle if self._async_slots is not None else 0
         limiter = self.limiter
         if limiter is not None:
-            waiting += limiter.ready(now, False)
-            idle_async = max(0, idle_async - limiter.ready(now, True))
+            waiting += limiter.lines.ready(now, False)
+            idle_async = max(0, idle_async - limiter.lines.ready(now, True))
         if not idle_async and now < self._full_until:
             return 0
         room = self._sync_room(waiting) if self._serves_sync else 0
@@ -74,9 +74,9 @@ class Dispatch:
         if self._gather is not None and now >= self._sparse_until and (room or idle_async):
             room = max(room, self._gather.room(self._app.tasks.values()))
         if limiter is not None and room > 0:
-            room = max(room, limiter.eager)
+            room = max(room, limiter.parking.eager)
         if self._lifetime is not None:
-            held = len(self._settlements.held) - (0 if limiter is None else limiter.waiting)
+            held = len(self._settlements.held) - (0 if limiter is None else limiter.lines.waiting)
             room = self._lifetime.limit(room, held)
         return self._quarantine.limit(room)
 
@@ -172,7 +172,7 @@ class Dispatch:
         if self._gather is not None and (due := self._gather.next_due()) > now:
             until = min(until, due)
         if self.limiter is not None:
-            due = now if self.limiter.more else self.limiter.next_due()
+            due = now if self.limiter.more else self.limiter.due
             if due > now or self.limiter.more:
                 until = min(until, due)
         return until

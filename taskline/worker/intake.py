@@ -74,11 +74,11 @@ class Intake:
         limiter = self._dispatch.limiter
         if limiter is not None:
             now = self._clock.monotonic()
-            scant, number = limiter.scant_queues(queues, now)
+            scant, number = limiter.lines.scant_queues(queues, now)
             if scant and (deliveries := self._ask(scant, min(number, limit), 0.0)):
                 self.take_in(deliveries)
                 return False
-            queues = limiter.open_queues(queues, now)
+            queues = limiter.lines.open_queues(queues, now)
         exchange = self._exchange
         if wait > 0 and not exchange.may_wait(self._transport):
             wait = 0.0
@@ -104,7 +104,7 @@ class Intake:
         Paused queues are not waited for: they are noted as `left`.
         """
         limiter = self._dispatch.limiter
-        if limiter is not None and self._clock.monotonic() < limiter.parked_until:
+        if limiter is not None and self._clock.monotonic() < limiter.parking.until:
             return False
         stats = self._transport.stats(self._turns.all)
         found = [each for each in stats if each.ready or each.leased]

@@ -22,16 +22,14 @@ from taskline.worker.execute import Job, Runner
 from taskline.worker.gather import Gather
 from taskline.worker.limits.grants import Grants
 from taskline.worker.limits.holdings import Holdings
+from taskline.worker.limits.lines import Lines
 from taskline.worker.limits.parking import Parking
-from taskline.worker.limits.permits import Line, Places, Tokens
+from taskline.worker.limits.permits import Line, Places
 from taskline.worker.prefetch import PATIENCE
 from taskline.worker.quarantine import SUSPECT_DELAY
 from taskline.worker.settle import Settlements
 
 log = logging.getLogger("taskline.worker")
-
-FEW = 2000
-"""Lines that are remembered though nothing waits in them."""
 
 
 class Limiter:
@@ -49,56 +47,36 @@ class Limiter:
         lease: float,
     ) -> None:
         self._app = app
-        self._book = book
+        self.lines = Lines(book)
         self._runner = runner
         self._settlements = settlements
         self._clock = app.clock
-        self._lines: dict[tuple[str, str, str], Line] = {}
-        """Those in which jobs wait, by task, queue and key; whose turn it is comes first."""
-        self._quiet: dict[tuple[str, str, str], Line] = {}
-        self._known: dict[str, Tokens | Places] = {}
-        """What lines share, by the name of the limit."""
-        self._whole: dict[str, Line] = {}
-        """For each queue with limits a line of its own in which nobody waits."""
-        self._limited: dict[tuple[str, str], bool] = {}
         self._places = Holdings(keys, consumer, lease)
         self._grants = Grants(keys, runner.now)
-        self._due = 0.0
-        """When a turn is worth something, by the monotonic clock."""
-        self._parking = Parking(app, keys, settlements, gather)
+        self.due = 0.0
+        """When a line may move, by the monotonic clock."""
+        self.parking = Parking(app, keys, settlements, gather)
         self.more = False
         """Whether `begin` should be called again as soon as these have begun."""
 
     def told(self, told: Mapping[str, str]) -> None:
         """Let these rates hold from now on, in place of those in the code."""
-        self._book = rulebook(self._app, told)
-        waiting = list(self._lines.items())
-        held = {each for line in self._places.lines for each in line.places}
-        self._lines, self._quiet, self._whole, self._limited = {}, {}, {}, {}
-        self._known = {each.name: each for each in held}
-        self._due = 0.0
-        for (task, queue, key), line in waiting:
-            fresh = self._line(task, queue, key, line.is_async)
-            fresh.jobs, fresh.moved_at, fresh.mean = line.jobs, line.moved_at, line.mean
+        self.lines.follow(rulebook(self._app, told), self._places.lines)
+        self.due = 0.0
 
     # Coming
 
     def limits(self, job: Job) -> bool:
         """Whether the job is subject to limits."""
         assert job.task is not None
-        which = job.task.name, job.delivery.queue
-        found = self._limited.get(which)
-        if found is None:
-            own, shared = self._book.of_task(which[0]), self._book.of_queue(which[1])
-            found = self._limited[which] = own is not None or shared is not None
-        return found
+        return self.lines.limits(job.task.name, job.delivery.queue)
 
     def keep(self, admitted: Admitted, now: float) -> Admitted:
         """Let the jobs that have limits wait; returns the others.
 
         Batches come to `wait` when they are formed. Suspects get a permit at once, or go back.
         """
-        self._parking.eager = 0
+        self.parking.eager = 0
         plain, coroutines = (
             [job for job in jobs if not self._keeps(job, now)] for jobs in admitted[:2]
         )
@@ -146,31 +124,12 @@ class Limiter:
                 self._runner.verdicts.failed(job, error)
                 self._settlements.add(job)
                 return None
-        line = self._line(task.name, job.delivery.queue, key, task.is_async)
+        line = self.lines.line(task.name, job.delivery.queue, key, task.is_async)
         if not line.jobs:
             line.moved_at = now
         line.jobs.append(job)
-        self._due = 0.0
+        self.due = 0.0
         return line
-
-    def _line(self, task: str, queue: str, key: str, is_async: bool) -> Line:
-        which = task, queue, key
-        line = self._lines.get(which) or self._quiet.pop(which, None)
-        if line is None:
-            rules = self._book.rules(task, queue, key)
-            tokens = [self._known_tokens(Tokens(each)) for each in rules.buckets]
-            places = [self._known_places(Places(each)) for each in rules.semaphores]
-            line = Line(which, is_async, tokens, places)
-        self._lines[which] = line
-        return line
-
-    def _known_tokens(self, fresh: Tokens) -> Tokens:
-        found = self._known.setdefault(fresh.name, fresh)
-        return found if isinstance(found, Tokens) else fresh
-
-    def _known_places(self, fresh: Places) -> Places:
-        found = self._known.setdefault(fresh.name, fresh)
-        return found if isinstance(found, Places) else fresh
 
     # Beginning
 
@@ -184,8 +143,8 @@ class Limiter:
         self._places.drop_settled()
         self._grants.drop_settled()
         if self._places.freed:
-            self._due = 0.0
-        if now < self._due:
+            self.due = 0.0
+        if now < self.due:
             return begun
         room, asked = [threads, coroutines], set[Line]()
         while wishes := self._wishes(now, room, asked):
@@ -205,22 +164,15 @@ class Limiter:
 
     def tidy(self, now: float) -> None:
         """Free places that nobody here needs, and send away what would wait here for long."""
-        if now < self._due:
+        if now < self.due:
             return
         self._places.give_up()
         self._grants.give_up()
-        self._parking.park(self._lines.values(), now)
-        for which, line in list(self._lines.items()):
-            if not line.jobs:
-                self._quiet[which] = self._lines.pop(which)
-        if len(self._quiet) > FEW:
-            self._forget()
-        self._due = min(
-            (line.ready_at for line in self._lines.values() if line.ready_at > now),
-            default=math.inf,
-        )
-        if any(line.ready_at <= now for line in self._lines.values()):
-            self._due = 0.0  # for a slot
+        self.parking.park(list(self.lines), now)
+        self.lines.quieten(self._places.lines)
+        self.due = min((line.ready_at for line in self.lines), default=math.inf)
+        if self.due <= now:
+            self.due = 0.0  # for a slot
 
     def _acknowledged(self, jobs: list[Job]) -> list[Job]:
         """These jobs, where those that are acknowledged before they run are that now."""
@@ -240,7 +192,7 @@ class Limiter:
         """For which jobs to ask: those whose turn may have come, as far as slots are idle."""
         left = list(room)
         wishes = []
-        for which, line in list(self._lines.items()):
+        for line in list(self.lines):
             line.drop(_is_lost)
             number = min(len(line.jobs), left[line.is_async], line.at_once)
             if not line.jobs or line.ready_at > now:
@@ -252,8 +204,7 @@ class Limiter:
                 asked.add(line)
                 left[line.is_async] -= number
                 wishes.append((line, line.jobs[:number]))
-                # Whoever was asked for comes last the next time.
-                self._lines[which] = self._lines.pop(which)
+                self.lines.was_asked_for(line)
         return wishes
 
     def _permitted(
@@ -327,10 +278,10 @@ class Limiter:
         job.verdict = ""
         if line is None:
             return  # it was lost meanwhile
-        line = self._line(*line.which, line.is_async)
+        line = self.lines.line(*line.which, line.is_async)
         line.jobs.insert(0, job)
         line.kept += 1
-        self._due = 0.0
+        self.due = 0.0
 
     # Waiting elsewhere
 
@@ -340,75 +291,17 @@ class Limiter:
         Returns whether there was any.
         """
         found = [
-            line
-            for line in self._lines.values()
-            if line.lacks_since and now - line.lacks_since > PATIENCE
+            line for line in self.lines if line.lacks_since and now - line.lacks_since > PATIENCE
         ]
         for line in found:
             line.lacks_since = 0.0
-            self._parking.hand_back(line.take_all(), 0.0)
+            self.parking.hand_back(line.take_all(), 0.0)
         return bool(found)
 
     def take_back(self) -> None:
         """Hand back all that waits here."""
-        for line in self._lines.values():
-            self._parking.hand_back(line.take_all(), 0.0)
-
-    # What waits, for those who ask for more
-
-    def ready(self, now: float, is_async: bool) -> int:
-        """How many jobs here wait for nothing but a slot."""
-        return sum(
-            len(line.jobs)
-            for line in self._lines.values()
-            if line.is_async == is_async and line.ready_at <= now
-        )
-
-    @property
-    def eager(self) -> int:
-        """How many messages to ask for while those that come are only passed on; 0 as usual."""
-        return self._parking.eager
-
-    @property
-    def parked_until(self) -> float:
-        """When the last job comes back that this process gave back, by the monotonic clock."""
-        return self._parking.until
-
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait here."""
-        return sum(len(line.jobs) for line in self._lines.values())
-
-    def open_queues(self, queues: list[str], now: float) -> list[str]:
-        """Those of these queues of which more can be used: that are not held up as a whole."""
-        return [each for each in queues if self._lacks(each, now) != 0]
-
-    def scant_queues(self, queues: list[str], now: float) -> tuple[list[str], int]:
-        """Queues that are held up, and of which few wait here; and how many more would do."""
-        lacking = {each: self._lacks(each, now) or 0 for each in queues}
-        scant = [each for each in queues if lacking[each]]
-        return scant, sum(lacking.values())
-
-    def _lacks(self, queue: str, now: float) -> int | None:
-        """How many of a queue that is held up should wait here besides those that do.
-
-        None for a queue that is not held up, 0 for one of which enough are here.
-        """
-        whole = self._whole.get(queue)
-        if whole is None:
-            if self._book.of_queue(queue) is None:
-                return None
-            whole = self._whole[queue] = self._line("", queue, "", False)
-            del self._lines["", queue, ""]
-        if whole.ready_at <= now:
-            return None
-        here = sum(len(line.jobs) for which, line in self._lines.items() if which[1] == queue)
-        enough = whole.keeps()
-        return enough - here if here <= enough // 2 else 0
-
-    def next_due(self) -> float:
-        """When a line may move, by the monotonic clock."""
-        return self._due
+        for line in self.lines:
+            self.parking.hand_back(line.take_all(), 0.0)
 
     # Places
 
@@ -427,7 +320,9 @@ class Limiter:
         except Exception as error:
             log.debug("task %s has no key by which it could hold a place: %r", task.name, error)
             return
-        self._places.leave(job, self._book.rules(task.name, job.delivery.queue, key).semaphores)
+        self._places.leave(
+            job, self.lines.book.rules(task.name, job.delivery.queue, key).semaphores
+        )
 
     def renew(self) -> None:
         """Hold on to all places for another lease."""
@@ -438,16 +333,6 @@ class Limiter:
         self._places.close()
         self._grants.drop_settled()
         self._grants.give_up()
-
-    def _forget(self) -> None:
-        """Forget what is known of limits for which nothing waits."""
-        self._quiet.clear()
-        used = {
-            each.name
-            for line in (*self._lines.values(), *self._places.lines, *self._whole.values())
-            for each in line.limits
-        }
-        self._known = {name: each for name, each in self._known.items() if name in used}
 
 
 def check(app: Taskline) -> None:

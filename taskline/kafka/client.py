@@ -124,6 +124,10 @@ def new_consumer(location: Location, **more: Any) -> Consumer:
         "fetch.message.max.bytes": MESSAGE_BYTES,
         "queued.min.messages": 2000,
         "queued.max.messages.kbytes": 16384,
+        # The default is for a queue that holds more: 1 s without a message would follow.
+        "fetch.queue.backoff.ms": 10,
+        # Partitions that are fetched again after a pause wait so long for the fetch of others.
+        "fetch.wait.max.ms": 250,
         "topic.metadata.refresh.interval.ms": 10_000,
         **location.consumer,
         **more,

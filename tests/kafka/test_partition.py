@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskline.kafka.marks import NEVER, Marks, decode, encode
-from taskline.transports.kafka.partition import Partition
+from taskline.transports.kafka.partition import (
+    AHEAD,
+    AHEAD_BYTES,
+    LEAST_AHEAD,
+    Partition,
+)
 from taskline.transports.kafka.records import Entry
 
 LONG = 1e9
@@ -142,6 +147,41 @@ def test_a_full_window_stops_its_partition_until_the_first_is_done() -> None:
     partition.finish(first.receipt.offset)
     assert partition.ready()
     assert partition.marks().offset == 5
+
+
+def read_ahead(share: float, number: int, size: int = 1) -> Partition:
+    partition = Partition("t", 0, "q", decode(0, ""))
+    partition.share = share
+    for offset in range(number):
+        partition.add(Entry(offset, str(offset), bytes(size)))
+    partition.committed(partition.marks()._replace(reach=1 << 40), 0, [])
+    return partition
+
+
+def test_reading_pauses_at_the_share_of_messages_and_goes_on_at_its_half() -> None:
+    assert not read_ahead(0.25, AHEAD // 4 - 1).wants_pause()
+    assert not read_ahead(0.0001, LEAST_AHEAD - 1).wants_pause(), "a small one is some all the same"
+    partition = read_ahead(0.25, AHEAD // 4)
+    assert partition.wants_pause()
+    partition.take(AHEAD // 8, LONG, "w", count(), "m")
+    assert not partition.wants_more()
+    partition.take(1, LONG, "w", count(), "m")
+    assert partition.wants_more()
+
+
+def test_large_messages_pause_reading_sooner() -> None:
+    each = AHEAD_BYTES // 40 + 1
+    assert not read_ahead(0.25, 9, each).wants_pause()
+    partition = read_ahead(0.25, 10, each)
+    assert partition.wants_pause()
+    taken = partition.take(5, LONG, "w", count(), "m")
+    assert not partition.wants_more()
+    partition.take(1, LONG, "w", count(), "m")
+    assert partition.wants_more()
+    partition.give_back(taken[0].receipt.offset)
+    assert not partition.wants_more(), "what was given back counts again"
+    assert partition.forget_ready()
+    assert partition.wants_more()
 
 
 def test_what_is_ready_far_beyond_what_is_held_is_handed_over_after_one_commit() -> None:

@@ -76,6 +76,8 @@ class Assignment:
 
     def _reorder(self) -> None:
         self.order = list(self.partitions.values())
+        for each in self.order:
+            each.share = 1 / len(self.order)
         self.changed.notify_all()
 
     def has(self, partition: Partition) -> bool:

@@ -17,8 +17,11 @@ from taskline.transports.kafka.records import Entry
 
 LEAST_SLACK = 16
 """Messages that may be handed over beyond those that the last commit told of."""
-FULL, LOW = 2000, 500
-"""Messages read ahead: fetching pauses at the one and goes on at the other."""
+AHEAD, AHEAD_BYTES = 32_000, 32 << 20
+"""Messages and bytes that a member reads ahead, over all its partitions. At its share fetching a
+partition pauses, and goes on at half of it: librdkafka then begins anew, which may take as long
+as the broker has a fetch of other partitions wait (fetch.wait.max.ms)."""
+LEAST_AHEAD = 200
 
 
 class Receipt(NamedTuple):
@@ -70,6 +73,8 @@ class Partition:
         self.draining = False
         """Nothing more is handed over: the partition goes to another worker."""
         self.paused = False
+        self.share = 1.0
+        """Of what the member may read ahead."""
         self.held: dict[int, Held] = {}
         self.unsure: dict[int, Held] = {}
         """Finished here, but the broker has not said that it knows."""
@@ -85,6 +90,8 @@ class Partition:
         self._entries: dict[int, Entry] = {}
         self._order: deque[int] = deque()
         self._ready: list[int] = []
+        self._bytes = 0
+        """Of the messages that nobody holds."""
         self._counts: dict[int, Counts] = {}
         self._upper = marks.upper
         self._handed = marks.offset
@@ -114,6 +121,7 @@ class Partition:
             self._counts[offset] = counts
         self._entries[offset] = entry
         self._order.append(offset)
+        self._bytes += len(entry.frame)
         heapq.heappush(self._ready, offset)
 
     def reached(self, position: int) -> None:
@@ -133,19 +141,22 @@ class Partition:
             self.put_down(self._unclean, {each.id for each in self._entries.values()})
             self._unclean = 0
 
-    @property
-    def buffered(self) -> int:
-        return len(self._ready)
-
     def wants_pause(self) -> bool:
         """Whether enough was read ahead."""
-        if self.in_doubt:
-            return False
-        return self.buffered >= FULL or self.position >= self.low() + self._window + FULL
+        return not self.in_doubt and self._has_read(1.0)
 
     def wants_more(self) -> bool:
         """Whether a paused partition is to be read again."""
-        return self.buffered <= LOW and self.position < self.low() + self._window + FULL
+        return not self._has_read(0.5)
+
+    def _has_read(self, part: float) -> bool:
+        """Whether this part of what may be read ahead is there."""
+        number = part * max(LEAST_AHEAD, self.share * AHEAD)
+        return (
+            len(self._ready) >= number
+            or self._bytes >= part * self.share * AHEAD_BYTES
+            or self.position >= self.low() + self._window + number
+        )
 
     # ---- handing over
 
@@ -194,6 +205,7 @@ class Partition:
             receipt = Receipt(self.topic, self.number, offset, next(serials), member)
             self.held[offset] = Held(entry, receipt, until, consumer)
             self._handed = max(self._handed, offset + 1)
+            self._bytes -= len(entry.frame)
             if self._ordering == BY_KEY and entry.key is not None:
                 self._busy.add(entry.key)
             taken.append(
@@ -244,6 +256,7 @@ class Partition:
         held = self.held.pop(offset)
         before = self._counts.get(offset, NEVER)
         self._counts[offset] = Counts(before.deliveries + deliveries, before.lost + lost)
+        self._bytes += len(held.entry.frame)
         heapq.heappush(self._ready, offset)
         self._free(held.entry)
 
@@ -286,7 +299,7 @@ class Partition:
             del self._entries[offset]
             self._counts.pop(offset, None)
             self._upper = max(self._upper, offset + 1)
-        gone, self._ready = len(self._ready), []
+        gone, self._ready, self._bytes = len(self._ready), [], 0
         return gone
 
     # ---- committing

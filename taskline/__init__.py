@@ -34,7 +34,7 @@ from taskline.errors import (
 from taskline.hooks import Middleware
 from taskline.policy import RetryPolicy
 from taskline.result import AsyncResult, ResultSet
-from taskline.signature import Secret
+from taskline.secret import Secret
 from taskline.task import AsyncTask, Task
 
 __version__ = "0.1.0"

@@ -7,7 +7,8 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any, get_args
 
 from taskline.errors import ConfigurationError, TasklineError
-from taskline.signature import TaskSignature, hints_of
+from taskline.functions import hints_of
+from taskline.signature import TaskSignature
 
 if TYPE_CHECKING:
     from taskline.task import Task

@@ -6,14 +6,13 @@ import builtins
 import contextlib
 import inspect
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from inspect import Parameter, Signature
 from typing import Any, Literal
 
+from taskline import functions
 from taskline.errors import ConfigurationError
-
-_GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
-"""Bits of `co_flags`, as `inspect` names them."""
+from taskline.functions import name_of, within_partial
 
 
 class Dependency:
@@ -117,19 +116,7 @@ def is_async(opener: Callable[..., Any]) -> bool:
     """Whether it takes an event loop to open and close this."""
     if isinstance(opener, type):
         return contextlib.AbstractAsyncContextManager in opener.__mro__
-    both = _COROUTINE | _ASYNC_GENERATOR
-    return bool((_flags(opener) | _flags(inspect.unwrap(opener))) & both)
-
-
-def is_generator(opener: Callable[..., Any]) -> bool:
-    """Whether it yields its value, and goes on after that to close it."""
-    return bool(_flags(opener) & (_GENERATOR | _ASYNC_GENERATOR))
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
+    return functions.is_async(opener) or functions.is_async(inspect.unwrap(opener))
 
 
 def _check(
@@ -152,15 +139,6 @@ def _check(
                 'give both scope="task", or neither'
             )
         _check(name_of(opener), inner, is_async(opener), (*path, opener))
-
-
-def _flags(function: Any) -> int:
-    while isinstance(function, partial):
-        function = function.func
-    code = getattr(function, "__code__", None)
-    if code is None and not isinstance(function, type):  # an object with __call__
-        code = getattr(type(function).__call__, "__code__", None)
-    return 0 if code is None else int(code.co_flags)
 
 
 def _noted(function: Callable[..., Any], name: str, annotation: Any) -> Dependency | None:
@@ -195,9 +173,7 @@ class _Names(dict[str, Any]):
     since types may be imported for the type checker alone."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        while isinstance(function, partial):
-            function = function.func
-        function = inspect.unwrap(function)
+        function = inspect.unwrap(within_partial(function))
         if isinstance(function, type):
             function = vars(function).get("__init__", function)
         elif not hasattr(function, "__code__"):

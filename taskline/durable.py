@@ -16,9 +16,9 @@ from taskline.context import Request, require, running
 from taskline.conversion import conversion
 from taskline.errors import ConfigurationError, MessageRefused, SerializationError, TasklineError
 from taskline.failures import error_line
+from taskline.functions import gives_coroutine
 from taskline.message import VERSION, Header
 from taskline.options import identifier
-from taskline.task import is_coroutine_function
 
 if TYPE_CHECKING:
     from taskline.app import Taskline
@@ -136,7 +136,7 @@ def step(name: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     task that is not declared with `durable=True`.
     """
     steps = _steps.get()
-    if is_coroutine_function(function):
+    if gives_coroutine(function):
         return _run_async(steps, name, function, args, kwargs)
     if steps is None:
         _refuse_in_task(name)
@@ -175,7 +175,7 @@ def keeping_steps(app: Taskline, function: Callable[..., Any]) -> Callable[..., 
             f"durable=True: the app {app.name} has no result backend, which keeps the steps: give "
             'it one, such as Taskline(..., backend="sqlite:///shop.db")'
         )
-    if is_coroutine_function(function):
+    if gives_coroutine(function):
 
         async def run_async(*args: Any, **kwargs: Any) -> Any:
             import asyncio

@@ -15,8 +15,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskline.depends import Dependency, check, is_async, is_generator, name_of, needs_of
+from taskline.depends import Dependency, check, is_async, needs_of
 from taskline.errors import ConfigurationError
+from taskline.functions import is_generator, name_of
 
 if TYPE_CHECKING:
     import asyncio

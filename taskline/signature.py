@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, Signature
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_args
 
 from taskline.depends import Dependency, dependencies
 from taskline.errors import ConfigurationError, InvalidArguments
+from taskline.functions import hints_of
+from taskline.secret import HIDDEN, as_written, is_secret
 
 if TYPE_CHECKING:
     from taskline.conversion import Conversion
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-
-
-class Secret:
-    """Marks a parameter whose values are never shown: `password: Annotated[str, Secret]`.
-
-    They still travel, and are stored, as all others.
-    """
-
-
-HIDDEN = "***"
-"""What is shown in place of a secret."""
 
 
 class TaskSignature:
@@ -83,10 +72,10 @@ class TaskSignature:
         return str(
             self.signature.replace(
                 parameters=[
-                    p.replace(annotation=_as_written(p.annotation))
+                    p.replace(annotation=as_written(p.annotation))
                     for p in self.signature.parameters.values()
                 ],
-                return_annotation=_as_written(self.signature.return_annotation),
+                return_annotation=as_written(self.signature.return_annotation),
             )
         )
 
@@ -290,7 +279,7 @@ class TaskSignature:
         self._secrets = frozenset(
             _as_in_call(parameter)
             for name, parameter in parameters.items()
-            if _is_marked(hints.get(name, parameter.annotation))
+            if is_secret(hints.get(name, parameter.annotation))
         )
         for name in [*parameters, "return", "yield"]:  # which no parameter can be called
             hint = hints.get(name, Any)
@@ -316,6 +305,7 @@ class TaskSignature:
                 self._warn(name, problem)
 
     def _hints(self) -> tuple[dict[str, Any], dict[str, Exception]]:
+        """The type hints, and why others could not be resolved; a batch task has its items'."""
         return hints_of(self.function)
 
     def _warn(self, name: str, error: Exception) -> None:
@@ -379,56 +369,10 @@ def _of_generator(hint: Any) -> tuple[Any, Any]:
     return parts[0] if parts else Any, parts[2] if len(parts) == 3 else None
 
 
-def hints_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
-    """The function's type hints, and why the others could not be resolved, by name."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    if not hasattr(function, "__annotations__"):
-        function = type(function).__call__
-    try:
-        return get_type_hints(function, include_extras=True), {}
-    except Exception:
-        hints, problems = {}, {}
-        for name, annotation in getattr(function, "__annotations__", {}).items():
-            alone = SimpleNamespace(__annotations__={name: annotation})
-            scope = getattr(function, "__globals__", {})
-            try:
-                hints.update(get_type_hints(alone, scope, include_extras=True))
-            except Exception as error:
-                problems[name] = error
-        return hints, problems
-
-
 def _as_in_call(parameter: Parameter) -> str:
     """The parameter's name with its stars."""
     stars: dict[Any, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
     return stars.get(parameter.kind, "") + parameter.name
-
-
-def _is_marked(hint: Any) -> bool:
-    """Whether a hint is `Annotated[..., Secret]`, or says so and cannot be resolved."""
-    if isinstance(hint, str):
-        return "Secret" in hint
-    notes = getattr(hint, "__metadata__", ())
-    return any(each is Secret or isinstance(each, Secret) for each in notes)
-
-
-def _as_written(annotation: Any) -> Any:
-    """An annotation that `str(signature)` shows as the code has it."""
-    if isinstance(annotation, str):
-        return _Verbatim(annotation)  # a postponed one, without its quotes
-    if _is_marked(annotation):
-        return _Verbatim(f"Annotated[{inspect.formatannotation(get_args(annotation)[0])}, Secret]")
-    return annotation
-
-
-class _Verbatim:
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
 
 
 def _line(text: str, limit: int) -> str:

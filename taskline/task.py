@@ -12,6 +12,7 @@ from taskline import options as check
 from taskline.calls import Calls
 from taskline.context import Request, require
 from taskline.errors import ConfigurationError
+from taskline.functions import is_async, is_generator
 from taskline.hooks import Hooks, Middleware, checked
 from taskline.limits import Limits
 from taskline.options import CallOptions
@@ -26,8 +27,6 @@ R = TypeVar("R", covariant=True)
 
 BATCH_WAIT = 0.1
 """Seconds for which the first message of a batch waits for more, unless told otherwise."""
-_GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
-"""Bits of `co_flags`, as `inspect` names them; importing it would cost more than all of this."""
 
 
 class Task(Calls[P, R]):
@@ -101,21 +100,20 @@ class Task(Calls[P, R]):
         self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
         self.batch, self.batch_wait = 0, 0.0
         """How many messages one run gets at most; 0 for tasks that are no batches."""
-        flags = _flags(function)
         if batch is None:
             self.signature = TaskSignature(function, bind)
         else:
-            self._be_batch(batch, batch_wait, flags, durable)
+            self._be_batch(batch, batch_wait, durable)
         if self.signature.depends:
             from taskline.resources import injecting
 
             self._call = injecting(app, function, self.signature.depends)
             self.body = self.body if self.batch else self._call
-        if flags & (_GENERATOR | _ASYNC_GENERATOR):
+        if is_generator(function):
             from taskline.streaming import storing_items
 
             self.signature.is_generator = True
-            self.body = storing_items(app, self._call, bool(flags & _ASYNC_GENERATOR))
+            self.body = storing_items(app, self._call, is_async(function))
         if check.flag("durable", durable):
             from taskline.durable import keeping_steps
 
@@ -134,10 +132,10 @@ class Task(Calls[P, R]):
         super().__init__(app, own, self.signature, options)
         update_wrapper(cast(Any, self), function, updated=())
 
-    def _be_batch(self, batch: int, wait: float | None, flags: int, durable: bool) -> None:
+    def _be_batch(self, batch: int, wait: float | None, durable: bool) -> None:
         from taskline import batching
 
-        if flags & (_GENERATOR | _ASYNC_GENERATOR) or durable:
+        if is_generator(self.function) or durable:
             raise ConfigurationError("batch= is neither for generators nor for durable tasks")
         batching.check(batch, self.ack)
         self.batch = batch
@@ -200,9 +198,8 @@ def make(app: Taskline, function: Any, options: dict[str, Any]) -> Task[..., Any
         raise ConfigurationError(f"{function.name} is a task already: decorate it once")
     if isinstance(function, (classmethod, property, type)) or not callable(function):
         raise ConfigurationError(f"{function!r} cannot be a task: decorate a def or an async def")
-    flags = _flags(function)
     _refuse_method(function, bool(options.get("bind")))
-    kind = AsyncTask if flags & (_COROUTINE | _ASYNC_GENERATOR) else Task
+    kind = AsyncTask if is_async(function) else Task
     return kind(app, function, **options)
 
 
@@ -252,20 +249,6 @@ def _qualname(function: Any) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f"{function!r} has no name: give the task one with name=")
     return name
-
-
-def _flags(function: Any) -> int:
-    while hasattr(function, "func"):  # functools.partial
-        function = function.func
-    code = getattr(function, "__code__", None)
-    if code is None:  # an object with __call__
-        code = getattr(type(function).__call__, "__code__", None)
-    return code.co_flags if code is not None else 0
-
-
-def is_coroutine_function(function: Any) -> bool:
-    """Whether this is an `async def`, or an object or task around one."""
-    return getattr(function, "is_async", False) or bool(_flags(function) & _COROUTINE)
 
 
 def _refuse_method(function: Any, bind: bool) -> None:

@@ -35,7 +35,8 @@ from taskline.codec import Codec
 from taskline.config import Settings
 from taskline.errors import ConfigurationError, InvalidArguments, SerializationError
 from taskline.message import Header
-from taskline.signature import Secret, TaskSignature
+from taskline.secret import Secret
+from taskline.signature import TaskSignature
 
 CODEC = Codec(Settings(accept=["json", "msgpack", "pickle"], signing_key="k"))
 UTC = timezone.utc

@@ -6,7 +6,8 @@ Nothing here talks to the broker or the backend: the I/O thread carries verdicts
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -313,26 +314,23 @@ class Verdicts:
 
     def tell(self, job: Job) -> None:
         """Tell the middleware what became of the job, as its task's thread."""
-        hooks, events, job.events = self._hooks(job), job.events, None
-        if hooks is None or events is None:
-            return
-        token = None if job.request is None else context.activate(job.request)
-        try:
+        with self._noted(job) as (hooks, events):
             for event, args in events:
                 hooks.call(event, *args)
-        finally:
-            if token is not None:
-                context.deactivate(token)
 
     async def atell(self, job: Job) -> None:
         """As `tell`, in an event loop."""
-        hooks, events, job.events = self._hooks(job), job.events, None
-        if hooks is None or events is None:
-            return
-        token = None if job.request is None else context.activate(job.request)
-        try:
+        with self._noted(job) as (hooks, events):
             for event, args in events:
                 await hooks.await_all(event, *args)
+
+    @contextmanager
+    def _noted(self, job: Job) -> Iterator[tuple[Hooks, list[tuple[str, tuple[Any, ...]]]]]:
+        """Whom to tell, and what was noted for them; meanwhile `current_task` is the job's."""
+        hooks, events, job.events = self._hooks(job) or Hooks(), job.events or [], None
+        token = None if job.request is None else context.activate(job.request)
+        try:
+            yield hooks, events
         finally:
             if token is not None:
                 context.deactivate(token)

@@ -130,7 +130,7 @@ def _positional(task: Task[..., Any], index: int) -> str:
 @lru_cache(maxsize=1024)
 def _lazy(function: Any) -> frozenset[str]:
     """The parameters that are annotated with `Results`."""
-    from taskline.signature import hints_of
+    from taskline.functions import hints_of
 
     hints, _ = hints_of(function)
     return frozenset(name for name, hint in hints.items() if _is_lazy(hint))

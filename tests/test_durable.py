@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,7 @@ import pytest
 
 from integration.durable import kill_between_steps
 from taskline import ConfigurationError, Taskline, TasklineError, step
-from taskline.backends import memory as memory_backends
 from taskline.message import new_id
-from taskline.transports import memory as memory_transports
 from taskline.worker import Worker, WorkerOptions
 
 MakeApp = Callable[..., Taskline]
@@ -26,26 +24,8 @@ class Receipt(msgspec.Struct):
     day: date
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def make_app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeApp]:
-    name = new_id()
-    url = f"memory://{name}" if request.param == "memory" else f"sqlite:///{tmp_path}/shop.db"
-    apps = []
-
-    def make(**settings: Any) -> Taskline:
-        app = Taskline("shop", **{"broker": url, "backend": url, **settings})
-        apps.append(app)
-        return app
-
-    yield make
-    for app in apps:
-        app.close()
-    memory_transports.forget(name)
-    memory_backends.forget(name)
-
-
 @pytest.fixture
-def app(make_app: MakeApp) -> Iterator[Taskline]:
+def app(make_app: MakeApp) -> Taskline:
     return make_app(retry={"max": 3, "wait": 0.01})
 
 

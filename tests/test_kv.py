@@ -11,9 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from taskline import BackendError, ConfigurationError, SerializationError, Taskline
-from taskline.backends import memory
 from taskline.clock import ManualClock
-from taskline.message import new_id
 
 
 class Point(msgspec.Struct):
@@ -32,17 +30,11 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def app(clock: ManualClock) -> Iterator[Taskline]:
-    name = new_id()
+def app(taskline_memory: str, clock: ManualClock) -> Iterator[Taskline]:
     with Taskline(
-        "shop",
-        broker="memory://",
-        backend=f"memory://{name}",
-        clock=clock,
-        max_message_size=1000,
+        "shop", broker="memory://", backend=taskline_memory, clock=clock, max_message_size=1000
     ) as app:
         yield app
-    memory.forget(name)
 
 
 MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=timezone.utc)

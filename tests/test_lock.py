@@ -17,12 +17,10 @@ from taskline import (
     Taskline,
     TasklineError,
 )
-from taskline.backends import memory
 from taskline.backends.base import Backend
 from taskline.backends.keys import KeyStore
 from taskline.clock import ManualClock
 from taskline.lock import Lock
-from taskline.message import new_id
 from taskline.testing.cases.base import Running
 
 BOUND = 20.0
@@ -34,12 +32,10 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def app(clock: ManualClock) -> Iterator[Taskline]:
+def app(taskline_memory: str, clock: ManualClock) -> Iterator[Taskline]:
     """Its time stands still: an `acquire` that waits ends by being woken, or not at all."""
-    name = new_id()
-    with Taskline("shop", broker="memory://", backend=f"memory://{name}", clock=clock) as app:
+    with Taskline("shop", broker="memory://", backend=taskline_memory, clock=clock) as app:
         yield app
-    memory.forget(name)
 
 
 def in_thread(work: Callable[[], Any]) -> Running[Any]:
@@ -188,16 +184,16 @@ def test_who_waits_gets_it_from_the_release(app: Taskline) -> None:
     assert all(each.result() is True for each in running)
 
 
-def test_who_waits_is_woken_not_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_is_woken_not_polling(
+    monkeypatch: pytest.MonkeyPatch, taskline_memory: str
+) -> None:
     monkeypatch.setattr("taskline.lock.RECHECK", 10 * BOUND)
-    name = new_id()
-    app = Taskline("shop", broker="memory://", backend=f"memory://{name}", lease=10 * BOUND)
+    app = Taskline("shop", broker="memory://", backend=taskline_memory, lease=10 * BOUND)
     with app.lock("stock"):
         running = [in_thread(lambda: app.lock("stock").__enter__().release()) for _ in range(3)]
     for each in running:
         each.result()
     app.close()
-    memory.forget(name)
 
 
 def test_who_waits_gets_it_when_the_lease_ends(app: Taskline, clock: ManualClock) -> None:
@@ -443,9 +439,7 @@ def test_its_repr(app: Taskline) -> None:
         assert repr(lock) == f"<Lock 'stock' acquired, fence {lock.fence}>"
 
 
-def test_after_close_it_works_anew(clock: ManualClock) -> None:
-    name = new_id()
-    app = Taskline("shop", broker="memory://", backend=f"memory://{name}", clock=clock)
+def test_after_close_it_works_anew(app: Taskline) -> None:
     lock: Lock = app.lock("stock")
     first: KeyStore = app._keys()
     with lock:
@@ -453,4 +447,3 @@ def test_after_close_it_works_anew(clock: ManualClock) -> None:
         assert lock.is_locked()
         assert app._keys() is not first
     app.close()
-    memory.forget(name)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,32 +20,12 @@ from taskline import (
     TaskTimeout,
     current_task,
 )
-from taskline.backends import memory as memory_backends
 from taskline.context import Progress
 from taskline.message import new_id
 from taskline.streaming import CHUNK, _key
-from taskline.transports import memory as memory_transports
 from taskline.worker import Worker, WorkerOptions
 
 MakeApp = Callable[..., Taskline]
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def make_app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeApp]:
-    name = new_id()
-    url = f"memory://{name}" if request.param == "memory" else f"sqlite:///{tmp_path}/shop.db"
-    apps = []
-
-    def make(**settings: Any) -> Taskline:
-        app = Taskline("shop", **{"broker": url, "backend": url, **settings})
-        apps.append(app)
-        return app
-
-    yield make
-    for app in apps:
-        app.close()
-    memory_transports.forget(name)
-    memory_backends.forget(name)
 
 
 @pytest.fixture

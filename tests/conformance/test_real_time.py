@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from taskline.backends import memory as backends
 from taskline.backends.memory import MemoryBackend
 from taskline.clock import Clock
 from taskline.testing.backend_suite import BackendConformance
 from taskline.testing.cases import fencing, leases, looking, receiving, sending
-from taskline.transports import memory as transports
 from taskline.transports.memory import MemoryTransport
 
 
@@ -35,12 +33,8 @@ class TestMemoryTransport(
     test_of_a_batch_only_what_was_lost_is_refused = None
 
     @pytest.fixture
-    def make_transport(
-        self, request: pytest.FixtureRequest
-    ) -> Iterator[Callable[[Clock], MemoryTransport]]:
-        name = request.node.nodeid
-        yield lambda clock: MemoryTransport(name, clock)
-        transports.forget(name)
+    def make_transport(self, taskline_memory: str) -> Callable[[Clock], MemoryTransport]:
+        return lambda clock: MemoryTransport.from_spec(taskline_memory, clock)
 
 
 class TestMemoryBackend(BackendConformance):
@@ -48,9 +42,5 @@ class TestMemoryBackend(BackendConformance):
     short = 0.5
 
     @pytest.fixture
-    def make_backend(
-        self, request: pytest.FixtureRequest
-    ) -> Iterator[Callable[[Clock], MemoryBackend]]:
-        name = request.node.nodeid
-        yield lambda clock: MemoryBackend(name, clock)
-        backends.forget(name)
+    def make_backend(self, taskline_memory: str) -> Callable[[Clock], MemoryBackend]:
+        return lambda clock: MemoryBackend.from_spec(taskline_memory, clock)

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from taskline import Taskline
-from taskline.backends import memory as memory_backends
 from taskline.clock import ManualClock
-from taskline.message import new_id
-from taskline.transports import memory as memory_transports
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "worker"))  # for its workbench
 
@@ -23,25 +20,10 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def make_app(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
-) -> Iterator[MakeApp]:
+@pytest.fixture
+def make_app(store: str, clock: ManualClock, open_app: MakeApp) -> MakeApp:
     """Apps in virtual time on every store that a laptop has; all apps of a test share it."""
-    name = new_id()
-    url = f"memory://{name}" if request.param == "memory" else f"sqlite:///{tmp_path}/shop.db"
-    apps = []
-
-    def make(**settings: Any) -> Taskline:
-        app = Taskline("shop", **{"broker": url, "backend": url, "clock": clock, **settings})
-        apps.append(app)
-        return app
-
-    yield make
-    for app in apps:
-        app.close()
-    memory_transports.forget(name)
-    memory_backends.forget(name)
+    return partial(open_app, "shop", broker=store, backend=store, clock=clock)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -11,7 +11,7 @@ from taskline.message import Delivery
 from taskline.testing.cases.transport import ids, message, messages
 from taskline.testing.faults import CALLS, KINDS, Fault, FaultPlan, FaultyTransport
 from taskline.testing.transport_suite import TransportConformance
-from taskline.transports import memory, open_transport
+from taskline.transports import open_transport
 from taskline.transports.memory import MemoryTransport
 
 LONG = 600.0
@@ -23,13 +23,11 @@ class TestWithoutFaults(TransportConformance):
     histories = 20
 
     @pytest.fixture
-    def make_transport(
-        self, request: pytest.FixtureRequest
-    ) -> Iterator[Callable[[Clock], FaultyTransport]]:
-        name = request.node.nodeid
+    def make_transport(self, taskline_memory: str) -> Callable[[Clock], FaultyTransport]:
         plan = FaultPlan(1, rate=0.0)
-        yield lambda clock: FaultyTransport(MemoryTransport(name, clock), plan)
-        memory.forget(name)
+        return lambda clock: FaultyTransport(
+            MemoryTransport.from_spec(taskline_memory, clock), plan
+        )
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskline import Taskline
-from taskline.backends import memory as memory_backends
 from taskline.clock import ManualClock
 from taskline.errors import ConfigurationError, InvalidArguments
 from taskline.message import VERSION, Header, new_id
@@ -26,14 +25,15 @@ FAIR = {"mail": {"fair": "tenant"}}
 
 
 @pytest.fixture(params=["memory", "sqlite", "sqlite-apart"])
-def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Taskline]:
-    name = new_id()
-    broker = f"memory://{name}" if request.param == "memory" else f"sqlite:///{tmp_path}/broker.db"
+def app(
+    request: pytest.FixtureRequest,
+    taskline_memory: str,
+    tmp_path: Path,
+    open_app: Callable[..., Taskline],
+) -> Taskline:
+    broker = taskline_memory if request.param == "memory" else f"sqlite:///{tmp_path}/broker.db"
     backend = broker if request.param != "sqlite-apart" else f"sqlite:///{tmp_path}/results.db"
-    with Taskline("fair", broker=broker, backend=backend, queues=FAIR) as app:
-        yield app
-    memory_transports.forget(name)
-    memory_backends.forget(name)
+    return open_app("fair", broker=broker, backend=backend, queues=FAIR)
 
 
 def noting(app: Taskline, **options: Any) -> tuple[Any, list[tuple[str, int]]]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from taskline import Retry, Taskline
-from taskline.backends import memory as backends
 from taskline.context import current_task
 from taskline.errors import (
     BackendError,
@@ -21,20 +19,15 @@ from taskline.errors import (
     SerializationError,
     TasklineError,
 )
-from taskline.message import FAILURE, REVOKED, SUCCESS, new_id
+from taskline.message import FAILURE, REVOKED, SUCCESS
 from taskline.testing.stepping import Hand
-from taskline.transports import memory as transports
 from taskline.workflows import FlowResult, chain, chord, each, from_dict, group, inputs
 
 
 @pytest.fixture
-def app() -> Iterator[Taskline]:
-    name = new_id()
-    with Taskline("edges", broker=f"memory://{name}", backend=f"memory://{name}") as app:
-        tasks(app)
-        yield app
-    transports.forget(name)
-    backends.forget(name)
+def app(taskline_app: Taskline) -> Taskline:
+    tasks(taskline_app)
+    return taskline_app
 
 
 def tasks(app: Taskline) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from taskline import Taskline
-from taskline.backends import memory as backends
-from taskline.message import new_id
 from taskline.testing.flow_suite import MakeApp, WorkflowConformance
-from taskline.transports import memory as transports
 
 
 class TestMemory(WorkflowConformance):
     @pytest.fixture
-    def make_app(self) -> Iterator[MakeApp]:
-        name = new_id()
-        url = f"memory://{name}"
-        yield lambda **settings: Taskline("test", broker=url, backend=url, **settings)
-        transports.forget(name)
-        backends.forget(name)
+    def make_app(self, taskline_memory: str) -> MakeApp:
+        url = taskline_memory
+        return lambda **settings: Taskline("test", broker=url, backend=url, **settings)
 
 
 class TestSQLite(WorkflowConformance):

@@ -127,7 +127,7 @@ def new_consumer(location: Location, **more: Any) -> Consumer:
         # The default is for a queue that holds more: 1 s without a message would follow.
         "fetch.queue.backoff.ms": 10,
         # Partitions that are fetched again after a pause wait so long for the fetch of others.
-        "fetch.wait.max.ms": 250,
+        "fetch.wait.max.ms": 100,
         "topic.metadata.refresh.interval.ms": 10_000,
         **location.consumer,
         **more,

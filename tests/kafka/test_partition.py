@@ -77,7 +77,7 @@ class Log:
                 self.handed[offset] = each.deliveries
         elif what == "finish" and held:
             offset = held[number % len(held)]
-            partition.finish(offset)
+            partition.finish([offset])
             self.done.add(offset)
         elif what == "back" and held:
             partition.give_back(held[number % len(held)])
@@ -102,7 +102,7 @@ def test_nothing_is_lost_and_only_what_was_not_committed_repeats(history: list[A
     for _ in range(4 * len(history) + 4):
         log.step("take", 3)
         for offset in sorted(log.partition.held):
-            log.partition.finish(offset)
+            log.partition.finish([offset])
             log.done.add(offset)
         log.commit()
     assert log.done == set(log.offsets)
@@ -116,7 +116,7 @@ def test_in_the_order_of_keys_one_of_a_key_is_out_at_a_time() -> None:
     serials = count()
     taken = [each.id for each in partition.take(9, LONG, "w", serials, "m")]
     assert taken == ["0", "2", "3"]
-    partition.finish(0)
+    partition.finish([0])
     assert [each.id for each in partition.take(9, LONG, "w", serials, "m")] == ["1"]
     partition.give_back(1)
     assert [each.id for each in partition.take(9, LONG, "w", serials, "m")] == ["1"]
@@ -130,7 +130,7 @@ def test_in_the_order_of_partitions_one_is_out_at_a_time() -> None:
     for expected in ("0", "1", "2"):
         (taken,) = partition.take(9, LONG, "w", count(), "m")
         assert taken.id == expected
-        partition.finish(taken.receipt.offset)
+        partition.finish([taken.receipt.offset])
 
 
 def test_a_full_window_stops_its_partition_until_the_first_is_done() -> None:
@@ -141,10 +141,10 @@ def test_a_full_window_stops_its_partition_until_the_first_is_done() -> None:
     first, *others = partition.take(9, LONG, "w", count(), "m")
     assert len(others) == 4
     for each in others:
-        partition.finish(each.receipt.offset)
+        partition.finish([each.receipt.offset])
     assert not partition.ready()
     assert partition.marks().offset == 0
-    partition.finish(first.receipt.offset)
+    partition.finish([first.receipt.offset])
     assert partition.ready()
     assert partition.marks().offset == 5
 

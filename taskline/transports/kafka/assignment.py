@@ -137,7 +137,7 @@ class Assignment:
             for partition in self.order:
                 mine = [each for each in partition.held.values() if each.consumer == consumer]
                 for held in mine:
-                    partition.give_back(held.entry.offset, lost=int(held.entry.id in started))
+                    partition.give_back(held.offset, lost=int(held.id in started))
                 recovered += len(mine)
             self.changed.notify_all()
         return recovered
@@ -179,18 +179,11 @@ class Assignment:
                         each.prolong(waited)
                 self.changed.notify_all()
 
-    def of(self, delivery: Delivery) -> Partition:
-        """Locked: the partition of a delivery that is held."""
-        receipt: Receipt = delivery.receipt
-        return self.partitions[receipt.topic, receipt.partition]
-
-    def of_all(self, deliveries: Iterable[Delivery]) -> list[Partition]:
-        """Locked: the partitions of deliveries that are held, each once."""
-        return list({id(found): found for found in map(self.of, deliveries)}.values())
-
-    def split(self, deliveries: Iterable[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
-        """Locked: those that are held, and those that are not."""
-        mine: list[Delivery] = []
+    def split(
+        self, deliveries: Iterable[Delivery]
+    ) -> tuple[dict[Partition, list[Delivery]], list[Delivery]]:
+        """Locked: those that are held, by their partitions, and those that are not."""
+        mine: dict[Partition, list[Delivery]] = {}
         lost: list[Delivery] = []
         for each in deliveries:
             receipt = each.receipt
@@ -199,10 +192,12 @@ class Assignment:
                 if isinstance(receipt, Receipt) and receipt.member == self.instance
                 else None
             )
-            if partition is None or partition.holds(receipt) is None:
+            if partition is None or not partition.holds(receipt):
                 lost.append(each)
+            elif partition in mine:
+                mine[partition].append(each)
             else:
-                mine.append(each)
+                mine[partition] = [each]
         return mine, lost
 
     # ---- committing

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+
+import msgspec
 
 from taskline.kafka.location import BY_KEY, BY_PARTITION, UNORDERED
 from taskline.kafka.marks import NEVER, Counts, Marks
@@ -24,7 +25,7 @@ as the broker has a fetch of other partitions wait (fetch.wait.max.ms)."""
 LEAST_AHEAD = 200
 
 
-class Receipt(NamedTuple):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What proves a delivery: it is one handing-over of one record to one membership."""
 
     topic: str
@@ -32,19 +33,6 @@ class Receipt(NamedTuple):
     offset: int
     serial: int
     member: str
-
-
-class Held:
-    """A message in somebody's hands."""
-
-    __slots__ = ("consumer", "entry", "receipt", "until")
-
-    def __init__(self, entry: Entry, receipt: Receipt, until: float, consumer: str) -> None:
-        self.entry = entry
-        self.receipt = receipt
-        self.until = until
-        """The end of its lease, by the monotonic clock."""
-        self.consumer = consumer
 
 
 class Partition:
@@ -75,8 +63,9 @@ class Partition:
         self.paused = False
         self.share = 1.0
         """Of what the member may read ahead."""
-        self.held: dict[int, Held] = {}
-        self.unsure: dict[int, Held] = {}
+        self.held: dict[int, Entry] = {}
+        """In somebody's hands, by their offsets."""
+        self.unsure: dict[int, Entry] = {}
         """Finished here, but the broker has not said that it knows."""
         self.reach = 0
         """The last commit that succeeded allows handing over below this offset."""
@@ -176,12 +165,16 @@ class Partition:
     def ready(self, beyond_reach: bool = False) -> bool:
         """Whether something can be handed over; `beyond_reach`: once the reach was committed."""
         self._skip()
-        if self.draining or self.cut or self.in_doubt or not self._ready:
+        if not self._ready or (self._ordering == BY_PARTITION and self.held):
             return False
-        if self._ordering == BY_PARTITION and self.held:
-            return False
-        first = self._ready[0]
-        return first < self.low() + self._window and (beyond_reach or first < self.reach)
+        return self._ready[0] < self._end(beyond_reach)
+
+    def _end(self, beyond_reach: bool) -> int:
+        """Below it messages may be handed over."""
+        if self.draining or self.cut or self.in_doubt:
+            return 0
+        window = self.low() + self._window
+        return window if beyond_reach else min(window, self.reach)
 
     def _skip(self) -> None:
         """Set aside what must wait for another message of its key."""
@@ -198,67 +191,78 @@ class Partition:
     ) -> list[Delivery]:
         """Hand over up to `limit` messages."""
         taken: list[Delivery] = []
-        while len(taken) < limit and self.ready():
-            offset = heapq.heappop(self._ready)
-            entry = self._entries[offset]
-            counts = self._counts.get(offset, NEVER)
-            receipt = Receipt(self.topic, self.number, offset, next(serials), member)
-            self.held[offset] = Held(entry, receipt, until, consumer)
-            self._handed = max(self._handed, offset + 1)
-            self._bytes -= len(entry.frame)
-            if self._ordering == BY_KEY and entry.key is not None:
+        topic, number, queue, held = self.topic, self.number, self.queue, self.held
+        ready, entries, counts_of = self._ready, self._entries, self._counts
+        by_key, end = self._ordering == BY_KEY, self._end(False)
+        if self._ordering == BY_PARTITION:
+            limit = 0 if held else min(limit, 1)
+        while len(taken) < limit:
+            if by_key:
+                self._skip()
+            if not ready or ready[0] >= end:
+                break
+            offset = heapq.heappop(ready)
+            entry = held[offset] = entries[offset]
+            entry.serial = serial = next(serials)
+            entry.until = until
+            entry.consumer = consumer
+            frame = entry.frame
+            self._bytes -= len(frame)
+            if by_key and entry.key is not None:
                 self._busy.add(entry.key)
-            taken.append(
-                Delivery(
-                    entry.id,
-                    self.queue,
-                    entry.frame,
-                    entry.deliveries + counts.deliveries + 1,
-                    entry.lost + counts.lost,
-                    receipt,
-                )
-            )
+            deliveries, lost = entry.deliveries + 1, entry.lost
+            if offset in counts_of:
+                before = counts_of[offset]
+                deliveries += before.deliveries
+                lost += before.lost
+            receipt = Receipt(topic, number, offset, serial, member)
+            taken.append(Delivery(entry.id, queue, frame, deliveries, lost, receipt))
+            if offset >= self._handed:
+                self._handed = offset + 1
         self._slack = max(self._slack, 2 * len(taken))
         return taken
 
-    def holds(self, receipt: Receipt) -> Held | None:
-        """The held message of a receipt, if it is still held."""
-        held = self.held.get(receipt.offset) or self.unsure.get(receipt.offset)
-        return held if held is not None and held.receipt == receipt else None
+    def holds(self, receipt: Receipt) -> bool:
+        """Whether the message of a receipt is still held."""
+        entry = self.held.get(receipt.offset) or self.unsure.get(receipt.offset)
+        return entry is not None and entry.serial == receipt.serial
 
-    def finish(self, offset: int) -> None:
-        """A held message is done."""
-        held = self.held.pop(offset, None)
-        if held is None:
-            return
-        self.unsure[offset] = held
-        del self._entries[offset]
-        self._counts.pop(offset, None)
-        self._upper = max(self._upper, offset + 1)
-        self._free(held.entry)
+    def finish(self, offsets: Iterable[int]) -> None:
+        """Held messages are done."""
+        held, unsure, entries, counts = self.held, self.unsure, self._entries, self._counts
+        for offset in offsets:
+            entry = held.pop(offset, None)
+            if entry is None:
+                continue
+            unsure[offset] = entry
+            del entries[offset]
+            if offset in counts:
+                del counts[offset]
+            if offset >= self._upper:
+                self._upper = offset + 1
+            self._free(entry)
 
     def unfinish(self, offset: int) -> None:
         """What was finished is not: the broker refused to know."""
-        held = self.unsure.pop(offset, None)
-        if held is None:
+        entry = self.unsure.pop(offset, None)
+        if entry is None:
             return
-        self._entries[offset] = held.entry
-        self.held[offset] = held
+        self._entries[offset] = self.held[offset] = entry
         if not self._order or offset < self._order[0]:
             self._order.appendleft(offset)
         else:
             self._order = deque(sorted({*self._order, offset}))
-        if self._ordering == BY_KEY and held.entry.key is not None:
-            self._busy.add(held.entry.key)
+        if self._ordering == BY_KEY and entry.key is not None:
+            self._busy.add(entry.key)
 
     def give_back(self, offset: int, deliveries: int = 1, lost: int = 0) -> None:
         """A held message is ready again, handed over and lost so many times more."""
-        held = self.held.pop(offset)
+        entry = self.held.pop(offset)
         before = self._counts.get(offset, NEVER)
         self._counts[offset] = Counts(before.deliveries + deliveries, before.lost + lost)
-        self._bytes += len(held.entry.frame)
+        self._bytes += len(entry.frame)
         heapq.heappush(self._ready, offset)
-        self._free(held.entry)
+        self._free(entry)
 
     def _free(self, entry: Entry) -> None:
         """The next message of its key may go."""
@@ -307,12 +311,14 @@ class Partition:
     def marks(self, *, closing: bool = False) -> Marks:
         """What to commit now. `closing`: nobody may be handed anything after that, and what is
         still held counts as lost."""
-        offset = self.low()
-        restored = self._restored
-        unfinished = {
-            each: self._counts.get(each, NEVER) for each in self._entries if each < self._upper
-        }
-        upper = self._upper
+        offset, upper = self.low(), self._upper
+        restored, entries = self._restored, self._entries
+        unfinished: dict[int, Counts] = {}
+        for each in self._order:  # not all entries: far more may be read ahead
+            if each >= upper:
+                break
+            if each in entries:
+                unfinished[each] = NEVER
         for each, counts in self._counts.items():
             upper = max(upper, each + 1)
             unfinished[each] = counts

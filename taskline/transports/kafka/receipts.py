@@ -100,6 +100,10 @@ def write_down(consumer: Consumer, places: list[TopicPartition]) -> None:
             raise KafkaException(each.error)
 
 
+def _all_of(mine: dict[Partition, list[Delivery]]) -> list[Delivery]:
+    return [each for some in mine.values() for each in some]
+
+
 class Receipts:
     """See the module."""
 
@@ -125,12 +129,10 @@ class Receipts:
         with assignment.settle():
             with self._changed:
                 mine, lost = assignment.split(deliveries)
-                for each in mine:
-                    assignment.of(each).finish(each.receipt.offset)
-                touched = assignment.of_all(mine)
-            gone = self.commit(touched) if touched else ()
-        if gone:
-            lost += [each for each in mine if (each.receipt.topic, each.receipt.partition) in gone]
+                for partition, some in mine.items():
+                    partition.finish([each.receipt.offset for each in some])
+            for gone in self.commit(list(mine)) if mine else ():
+                lost += mine[gone]
         return lost
 
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
@@ -148,10 +150,11 @@ class Receipts:
         until = self._clock.monotonic() + lease
         with self._changed:
             mine, lost = self._assignment.split(deliveries)
-            for each in mine:
-                held = self._assignment.of(each).held.get(each.receipt.offset)
-                if held is not None:
-                    held.until = until
+            for partition, some in mine.items():
+                for each in some:
+                    held = partition.held.get(each.receipt.offset)
+                    if held is not None:
+                        held.until = until
         return lost
 
     def give_back(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -159,12 +162,12 @@ class Receipts:
         self._verify(deliveries)
         with self._changed:
             mine, lost = self._assignment.split(deliveries)
-            touched = self._assignment.of_all(mine)
-            for each in mine:
-                self._assignment.of(each).give_back(each.receipt.offset)
+            for partition, some in mine.items():
+                for each in some:
+                    partition.give_back(each.receipt.offset)
             self._changed.notify_all()
         with self._assignment.settle():
-            self.commit(touched)  # their deliveries: not to be counted twice after a crash
+            self.commit(list(mine))  # their deliveries: not to be counted twice after a crash
         return lost
 
     def move(
@@ -174,7 +177,7 @@ class Receipts:
         with self._assignment.settle():
             with self._changed:
                 mine, lost = self._assignment.split(deliveries)
-            return lost + self._transact(mine, make) if mine else lost
+            return lost + self._transact(_all_of(mine), make) if mine else lost
 
     def _verify(self, deliveries: Sequence[Delivery]) -> None:
         """Commit as things are: who was put out of the group, paused say, learns of it."""
@@ -186,9 +189,9 @@ class Receipts:
     def _touched(self, deliveries: Sequence[Delivery]) -> list[Partition]:
         """The partitions of those that are held."""
         with self._changed:
-            return self._assignment.of_all(self._assignment.split(deliveries)[0])
+            return list(self._assignment.split(deliveries)[0])
 
-    def commit(self, partitions: Sequence[Partition]) -> set[tuple[str, int]]:
+    def commit(self, partitions: Sequence[Partition]) -> list[Partition]:
         """Tell the broker the state of these partitions; returns those that are ours no more."""
         end = float("inf")
         while True:
@@ -205,7 +208,7 @@ class Receipts:
                     self._wait_for_verdict(error, end)
                     continue
                 self._assignment.committed(written)
-            return {(p.topic, p.number) for p in partitions if p not in there}
+            return [each for each in partitions if each not in there]
 
     def _wait_for_verdict(self, error: KafkaException, end: float) -> None:
         """After a refusal that may be due to a rebalance: wait what becomes of the partitions.
@@ -238,21 +241,21 @@ class Receipts:
             self.commit(self._touched(deliveries))
             with self._changed:
                 mine, gone = assignment.split(deliveries)
-                for each in mine:
-                    assignment.of(each).finish(each.receipt.offset)
-                written = assignment.written(assignment.of_all(mine))
-            lost, deliveries = lost + gone, mine
+                for partition, some in mine.items():
+                    partition.finish([each.receipt.offset for each in some])
+                written = assignment.written(mine)
+            lost, deliveries = lost + gone, _all_of(mine)
             if not mine:
                 return lost
             try:
-                self._run([make(each) for each in mine], [each.place for each in written])
+                self._run([make(each) for each in deliveries], [each.place for each in written])
             except KafkaException as error:
                 if self._producer is not None or not self._has_happened(written):
-                    self._unfinish(mine)
+                    self._unfinish(deliveries)
                     self._wait_for_verdict(error, end)
                     continue
             except TransportError:  # the member's thread did not answer: nothing is committed
-                self._unfinish(mine)
+                self._unfinish(deliveries)
                 raise
             assignment.committed(written)
             return lost
@@ -260,8 +263,9 @@ class Receipts:
     def _unfinish(self, deliveries: list[Delivery]) -> None:
         """These are held as before."""
         with self._changed:
-            for each in self._assignment.split(deliveries)[0]:
-                self._assignment.of(each).unfinish(each.receipt.offset)
+            for partition, some in self._assignment.split(deliveries)[0].items():
+                for each in some:
+                    partition.unfinish(each.receipt.offset)
 
     def _run(self, records: list[Outgoing], places: list[TopicPartition]) -> None:
         timeout, producer = self._location.timeout, self._ready_producer()

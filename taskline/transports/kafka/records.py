@@ -39,7 +39,24 @@ Headers: TypeAlias = "list[tuple[str, str | bytes | None]]"
 class Entry:
     """A record that was read and is not finished."""
 
-    __slots__ = ("deliveries", "frame", "id", "key", "lost", "offset")
+    __slots__ = (
+        "consumer",
+        "deliveries",
+        "frame",
+        "id",
+        "key",
+        "lost",
+        "offset",
+        "serial",
+        "until",
+    )
+
+    # Of one that is in somebody's hands:
+    consumer: str
+    serial: int
+    """Of its last handing-over."""
+    until: float
+    """The end of its lease, by the monotonic clock."""
 
     def __init__(
         self,

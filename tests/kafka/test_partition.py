@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -200,3 +201,34 @@ def test_what_is_ready_far_beyond_what_is_held_is_handed_over_after_one_commit()
         301,
         302,
     ]
+
+
+def test_one_commit_allows_as_much_as_was_asked_for() -> None:
+    partition = Partition("t", 0, "q", Marks(0, 0, 0, {}))
+    for offset in range(1000):
+        partition.add(Entry(offset, str(offset), b""))
+    partition.committed(partition.marks(), 0, [])
+    first = len(partition.take(500, LONG, "w", count(), "m"))
+    assert 0 < first < 500
+    partition.committed(partition.marks(), 0, [])
+    assert len(partition.take(500, LONG, "w", count(), "m")) == 500
+
+
+def test_a_commit_does_not_look_at_all_that_was_read_ahead() -> None:
+    class Counted(dict[int, Entry]):
+        looks = 0
+
+        def __contains__(self, offset: object) -> bool:
+            self.looks += 1
+            return super().__contains__(offset)
+
+        def __iter__(self) -> Iterator[int]:
+            raise AssertionError("all entries")
+
+    partition = read_ahead(1.0, 5000)
+    partition._entries = entries = Counted(partition._entries)
+    taken = [each.receipt.offset for each in partition.take(20, LONG, "w", count(), "m")]
+    partition.finish(taken[1:])
+    marks = partition.marks()
+    assert (marks.offset, marks.upper, set(marks.unfinished)) == (0, 20, {0})
+    assert entries.looks < 100

@@ -41,7 +41,10 @@ T = TypeVar("T")
 warnings.filterwarnings("ignore", "list_groups.. is deprecated", DeprecationWarning)
 
 MESSAGE_BYTES = 8 * 1024 * 1024
-"""The largest message that our producers send and our topics take."""
+"""The largest message that may be sent, unless `message.max.bytes` says otherwise."""
+ROOM = 1024 * 1024
+"""What our topics take beyond that: a message grows by headers, on its way to the dead letters by
+reason and traceback, and must fit wherever it goes."""
 IN_FLIGHT = "max.in.flight.requests.per.connection"
 """Requests under way to one broker. With more than one, a broker that has just become the leader
 of a new partition may refuse the first and take the second (KAFKA-15591, mended in 2026); from
@@ -72,6 +75,15 @@ TRANSACTION = 10_000
 KEEPS = {"retention.ms": "-1", "retention.bytes": "-1"}
 """What a topic has that deletes nothing by itself."""
 
+
+def _largest(location: Location) -> int:
+    """The largest message that may be sent, bytes."""
+    try:
+        return int(location.producer.get("message.max.bytes", MESSAGE_BYTES))
+    except ValueError:
+        return MESSAGE_BYTES  # librdkafka will say what is wrong
+
+
 _LOGIN = ("bootstrap.servers", "client.", "enable.ssl", "sasl.", "security.", "ssl.")
 
 
@@ -98,9 +110,12 @@ def new_producer(location: Location, **more: Any) -> Producer:
         **location.producer,
         **more,
     }
+    if "delivery.timeout.ms" in settings:  # the same by its other name
+        settings["message.timeout.ms"] = settings.pop("delivery.timeout.ms")
     if "transactional.id" in more:
         settings.pop("max.in.flight", None)
         settings[IN_FLIGHT] = 1
+        settings["message.max.bytes"] = _largest(location) + ROOM
         # librdkafka refuses to wait for a message longer than its transaction may last.
         settings["transaction.timeout.ms"] = TRANSACTION
         settings["message.timeout.ms"] = min(
@@ -215,6 +230,10 @@ class Cluster:
             self._check(topic, settings)
         self._known.add(topic)
 
+    def forget(self, topics: Iterable[str]) -> None:
+        """Look again whether these are there: somebody may have deleted them."""
+        self._known.difference_update(topics)
+
     def _check(self, topic: str, settings: dict[str, str]) -> None:
         """Raise `ConfigurationError` where a topic would not keep what it must."""
         for name, value in self._settings([topic], settings).get(topic, {}).items():
@@ -257,10 +276,10 @@ class Cluster:
             return {}
 
     def _create(self, topic: str, partitions: int, settings: dict[str, str]) -> None:
-        retention = self.location.retention
+        location, retention = self.location, self.location.retention
         wanted = {
             **(KEEPS if retention < 0 else {"retention.ms": str(int(retention * 1000))}),
-            "max.message.bytes": str(MESSAGE_BYTES + 65536),
+            "max.message.bytes": str(_largest(location) + 2 * ROOM),
             **settings,
         }
         new = NewTopic(topic, partitions, self.location.replication, config=wanted)

@@ -32,7 +32,7 @@ _NO_ANSWER = {
     KafkaError._MSG_TIMED_OUT,
     KafkaError._ALL_BROKERS_DOWN,
 }
-_MOMENT = re.compile(r" \(after \d+ms in state [^)]*\)")
+_MOMENT = re.compile(r" \(after \d+ms in state .*\)")
 
 FENCED = {
     KafkaError.ILLEGAL_GENERATION,
@@ -55,6 +55,30 @@ STARTING = {
 
 LEADERLESS = {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION}
 """Of a moment: the partition is new, or has just gone to another broker."""
+
+
+REFUSED = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._INVALID_ARG,
+}
+"""A topic does not take this record, whatever becomes of others."""
+
+
+BEHIND = {KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER}
+"""Said of records that were sent behind one that was refused."""
+
+
+class TooLarge(TransportError):
+    """One of these records is larger than its topic takes; retryable where it may be another's
+    fault."""
 
 
 def code_of(error: KafkaException | KafkaError) -> int:
@@ -89,7 +113,10 @@ def translate(
     final = code_of(error) in _FINAL
     if ear is not None and ear.said and code_of(error) in _NO_ANSWER:
         text, final = ear.said, ear.final
-    return TransportError(
+    kind = (
+        TooLarge if code_of(error) in {KafkaError.MSG_SIZE_TOO_LARGE, *BEHIND} else TransportError
+    )
+    return kind(
         f"Kafka at {location.brokers} cannot {what}: {text.rstrip('.')}", retryable=not final
     )
 

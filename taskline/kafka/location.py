@@ -227,6 +227,12 @@ def _location(values: dict[str, Any], about: str) -> Location:
                 raise ConfigurationError(
                     f"{about}: {name}=0 would lose messages: leave it, and the broker acknowledges"
                 )
+        idempotent = str(own.get("enable.idempotence", True)).lower()
+        if side == "producer" and idempotent not in ("true", "1", "t"):
+            raise ConfigurationError(
+                f"{about}: enable.idempotence={idempotent} would double messages, and there are no "
+                "transactions without it: leave it"
+            )
         if not settings[side]["bootstrap.servers"]:
             raise ConfigurationError(
                 f"{about} names no broker: write kafka://host1,host2, or brokers=[…] in a mapping, "

@@ -15,6 +15,7 @@ from taskline.clock import SYSTEM_CLOCK
 from taskline.kafka.client import Cluster
 from taskline.kafka.errors import Ear
 from taskline.kafka.location import locate
+from taskline.transports.kafka.dead import DeadLetters
 from taskline.transports.kafka.delays import Delays
 
 
@@ -34,7 +35,9 @@ class Consumer:
 def delays(monkeypatch: pytest.MonkeyPatch) -> Delays:
     monkeypatch.setattr(Delays, "_run", lambda self: None)
     location = locate("kafka://localhost:1")
-    return Delays(location, Cluster(location), "w", SYSTEM_CLOCK)
+    cluster = Cluster(location)
+    dead = DeadLetters(location, cluster, SYSTEM_CLOCK)
+    return Delays(location, cluster, dead, "w", SYSTEM_CLOCK)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
@@ -46,7 +49,12 @@ def test_brokers_that_are_down_are_told_of_once_and_when_they_are_back(
 ) -> None:
     caplog.set_level(logging.INFO)
     consumer, ear = Consumer(3), Ear()
-    ear(KafkaError(KafkaError._TRANSPORT, "b:1: Connection refused (after 0ms in state CONNECT)"))
+    ear(
+        KafkaError(
+            KafkaError._TRANSPORT,
+            "b:1: Connection refused (after 0ms in state CONNECT, 3 identical error(s) suppressed)",
+        )
+    )
     assert not ear.alarmed
     ear(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
     while ear.alarmed:

@@ -73,6 +73,13 @@ def test_a_producer_that_would_lose_messages() -> None:
         locate({"type": "kafka", "brokers": "a", "producer": {"acks": 0}})
 
 
+@pytest.mark.parametrize("value", [False, "false", "0"])
+def test_a_producer_without_transactions(value: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"enable.idempotence=.* would double messages"):
+        locate({"type": "kafka", "brokers": "a", "enable.idempotence": value})
+    assert locate("kafka://a?enable.idempotence=true").producer["enable.idempotence"] == "true"
+
+
 def test_levels_of_priority_are_topics() -> None:
     found = locate("kafka://a?priorities=3")
     topics = ["taskline.mail.priority-0", "taskline.mail", "taskline.mail.priority-2"]
@@ -174,6 +181,7 @@ def test_it_is_opened_by_its_url_and_connects_to_nothing_yet() -> None:
     transport.close()
 
 
-def test_a_patient_user_can_have_transactions() -> None:
-    location = locate("kafka://127.0.0.1:1?timeout=30&message.timeout.ms=60000")
+@pytest.mark.parametrize("name", ["message.timeout.ms", "delivery.timeout.ms"])
+def test_a_patient_user_can_have_transactions(name: str) -> None:
+    location = locate(f"kafka://127.0.0.1:1?timeout=30&{name}=60000")
     new_producer(location, **{"transactional.id": "t"})

@@ -19,16 +19,28 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
-from taskline.errors import TransportError
+from taskline.errors import ConfigurationError, TransportError
 from taskline.kafka.client import KEEPS, Cluster, new_consumer, new_producer
-from taskline.kafka.errors import Ear, translate
+from taskline.kafka.errors import BEHIND, REFUSED, Ear, code_of, translate
 from taskline.kafka.location import Location
+from taskline.message import DeadLetter
+from taskline.transports.kafka.dead import DeadLetters
 from taskline.transports.kafka.leaving import Callbacks, leave
-from taskline.transports.kafka.records import DUE, TOPIC, Headers, headers_in, known_headers
-from taskline.transports.kafka.sender import Outgoing, write
+from taskline.transports.kafka.records import (
+    DELIVERIES,
+    DUE,
+    ID,
+    TOPIC,
+    Headers,
+    headers_in,
+    known_headers,
+    letter_headers,
+    number,
+)
+from taskline.transports.kafka.sender import Outgoing, cause, write
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer, Producer
+    from confluent_kafka import Consumer
     from confluent_kafka import Message as Record
 
 log = logging.getLogger("taskline.kafka")
@@ -80,10 +92,22 @@ class Delays:
     The workers of all groups share the lines among them: the movers are a group themselves.
     """
 
-    def __init__(self, location: Location, cluster: Cluster, instance: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        location: Location,
+        cluster: Cluster,
+        dead: DeadLetters,
+        instance: str,
+        clock: Clock,
+    ) -> None:
+        """Raises `ConfigurationError` for settings that librdkafka does not take."""
         self._location = location
         self._cluster = cluster
+        self._dead = dead
         self._name = f"{instance}.delays"
+        self._instance = self._name
+        # What librdkafka does not take is told here, not in the thread.
+        self._producer = new_producer(location, **{"transactional.id": self._name})
         self._clock = clock
         self._closing = threading.Event()
         self._wakes: dict[int, float] = {}
@@ -106,7 +130,7 @@ class Delays:
         while not self._closing.is_set():
             try:
                 self._move_on()
-            except (KafkaException, TransportError) as error:
+            except (KafkaException, TransportError, ConfigurationError) as error:
                 if not self._failing:
                     shown = (
                         translate(self._location, error, "move delayed messages on")
@@ -139,10 +163,7 @@ class Delays:
         location = self._location
         need_delays(self._cluster)
         instance = f"{self._name}.{secrets.token_hex(4)}"  # who was put out does not come back
-        producer = new_producer(
-            location,
-            **{"transactional.id": instance},
-        )
+        self._instance = instance
         ear = Ear()
         consumer = new_consumer(
             location,
@@ -151,18 +172,19 @@ class Delays:
                 "group.instance.id": instance,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": int(SESSION * 1000),
+                "max.poll.interval.ms": 300_000,
                 "heartbeat.interval.ms": 300,
                 "queued.min.messages": BATCH,
                 "error_cb": ear,
             },
         )
         try:
-            producer.init_transactions(location.timeout)
+            self._take_producer()
             self._wakes.clear()
             callbacks: Callbacks = {"on_assign": _assigned, "on_revoke": self._revoked}
             consumer.subscribe([location.delay_topic], **callbacks)
             while not self._closing.is_set():
-                self._turn(consumer, producer)
+                self._turn(consumer)
                 if ear.alarmed:
                     self._look(consumer, ear)
             leave(
@@ -182,7 +204,12 @@ class Delays:
             self._wakes.pop(each.partition, None)
         consumer.incremental_unassign(partitions)
 
-    def _turn(self, consumer: Consumer, producer: Producer) -> None:
+    def _take_producer(self) -> None:
+        """A new one, which ends what the one before has left."""
+        self._producer = new_producer(self._location, **{"transactional.id": self._instance})
+        self._producer.init_transactions(self._location.timeout)
+
+    def _turn(self, consumer: Consumer) -> None:
         now = self._clock.time()
         over = [n for n, wake in self._wakes.items() if wake <= now]
         if over:
@@ -196,7 +223,7 @@ class Delays:
             return
         leaving = self._leaving(consumer, [first, *consumer.consume(BATCH, 0)])
         if leaving:
-            self._move(consumer, producer, leaving)
+            self._move(consumer, leaving)
         self._works()
 
     def _leaving(self, consumer: Consumer, records: list[Record]) -> list[Record]:
@@ -225,27 +252,84 @@ class Delays:
             self._wakes[line] = wake
         return leaving
 
-    def _move(self, consumer: Consumer, producer: Producer, records: list[Record]) -> None:
-        location, now = self._location, self._clock.time()
-        offsets: dict[int, int] = {}
-        moved = []
-        for record in records:
-            offsets[record.partition() or 0] = (record.offset() or 0) + 1
-            moved.append(_onwards(location, record, now))
+    def _move(self, consumer: Consumer, records: list[Record]) -> None:
+        now = self._clock.time()
+        onwards = [self._onwards(each, now) for each in records]
+        try:
+            self._transact(consumer, records, onwards)
+        except KafkaException as error:
+            self._cluster.forget(each.topic for each in onwards)
+            if code_of(error) not in REFUSED | BEHIND:
+                raise
+            for record, onward in zip(records, onwards, strict=True):  # the others must go on
+                self._move_one(consumer, record, onward)
+
+    def _move_one(self, consumer: Consumer, record: Record, onward: Outgoing) -> None:
+        try:
+            self._transact(consumer, [record], [onward])
+        except KafkaException as error:
+            if code_of(error) not in REFUSED:
+                raise
+            why = f"its topic {onward.topic!r} does not take it: {error.args[0].str()}"
+            self._transact(consumer, [record], [self._buried(record, why)])
+
+    def _transact(self, consumer: Consumer, records: list[Record], onwards: list[Outgoing]) -> None:
+        """Write these in the place of those."""
+        location, producer = self._location, self._producer
+        offsets = {each.partition() or 0: (each.offset() or 0) + 1 for each in records}
         places = [TopicPartition(location.delay_topic, n, at) for n, at in offsets.items()]
+        errors: list[KafkaError] = []
         producer.begin_transaction()
         try:
-            write(producer, moved)
+            errors = write(producer, onwards)
             producer.send_offsets_to_transaction(
                 places, consumer.consumer_group_metadata(), location.timeout
             )
             producer.commit_transaction(location.timeout)
-        except KafkaException:
+        except KafkaException as error:
+            first = cause(producer, errors, error)
             # Else its topics show nothing new until the broker ends it. The first error counts.
             with contextlib.suppress(KafkaException):
                 producer.abort_transaction(location.timeout)
-            raise
+            if code_of(first) in REFUSED | BEHIND:  # after these its numbers have a gap
+                self._take_producer()
+            raise first from None
         self._moved.update(((location.delay_topic, n), at) for n, at in offsets.items())
+
+    def _onwards(self, record: Record, now: float) -> Outgoing:
+        """Where a record goes next: to its topic when it is due, or to another line."""
+        due, key, value = _due(record), record.key(), record.value() or b""
+        headers = headers_in(record)
+        if due - now > 0.001:
+            line = line_of(due - now)
+            return Outgoing(self._location.delay_topic, value, [*headers], key, line)
+        topic = known_headers(headers).get(TOPIC, "")
+        try:
+            if not topic:
+                raise ConfigurationError(f"it has no header {TOPIC}")
+            self._cluster.need(topic)  # it may have been deleted since
+        except ConfigurationError as error:
+            return self._buried(record, str(error))
+        kept: Headers = [each for each in headers if each[0] not in (DUE, TOPIC)]
+        return Outgoing(topic, value, kept, key)
+
+    def _buried(self, record: Record, why: str) -> Outgoing:
+        """The dead letter of a record that cannot go where it should."""
+        self._dead.need()
+        known = known_headers(headers_in(record))
+        topic, handed = known.get(TOPIC, ""), number(known.get(DELIVERIES))
+        letter = DeadLetter(
+            id=known.get(ID) or f"{record.topic()}-{record.partition()}-{record.offset()}",
+            queue=self._location.queue(topic),
+            reason=f"it was due, and {why}",
+            at=self._clock.time(),
+            worker=self._name,
+            deliveries=handed,
+            frame=record.value() or b"",
+        )
+        log.error("message %s of queue %r is dead: %s", letter.id, letter.queue, letter.reason)
+        headers, value = letter_headers(letter, handed), bytes(letter.frame)
+        return Outgoing(self._location.dead_topic, value, headers, letter.id.encode(), 0)
 
     def _trim(self) -> None:
         """Delete what has left the lines."""
@@ -266,14 +350,3 @@ def _due(record: Record) -> float:
         return float(known_headers(headers_in(record)).get(DUE, "0"))
     except ValueError:
         return 0.0
-
-
-def _onwards(location: Location, record: Record, now: float) -> Outgoing:
-    """Where a record goes next: to its topic when it is due, or to another line."""
-    due, key, value = _due(record), record.key(), record.value() or b""
-    headers = headers_in(record)
-    if due - now > 0.001:
-        line = line_of(due - now)
-        return Outgoing(location.delay_topic, value, [*headers], key, line)
-    kept: Headers = [each for each in headers if each[0] not in (DUE, TOPIC)]
-    return Outgoing(known_headers(headers).get(TOPIC, ""), value, kept, key)

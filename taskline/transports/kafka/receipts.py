@@ -21,12 +21,12 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from taskline.clock import Clock
 from taskline.errors import TransportError
 from taskline.kafka.client import new_producer
-from taskline.kafka.errors import FENCED, asking, code_of, translate
+from taskline.kafka.errors import BEHIND, FENCED, REFUSED, asking, code_of, translate
 from taskline.kafka.location import Location
 from taskline.message import Delivery
 from taskline.transports.kafka.assignment import Assignment, Written
 from taskline.transports.kafka.partition import Partition
-from taskline.transports.kafka.sender import Outgoing, write
+from taskline.transports.kafka.sender import Outgoing, cause, write
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Producer
@@ -270,14 +270,16 @@ class Receipts:
     def _run(self, records: list[Outgoing], places: list[TopicPartition]) -> None:
         timeout, producer = self._location.timeout, self._ready_producer()
         group = self._calls.ask(self._consumer.consumer_group_metadata)
+        errors: list[KafkaError] = []
         try:
             producer.begin_transaction()
-            write(producer, records)
+            errors = write(producer, records)
             producer.send_offsets_to_transaction(places, group, timeout)
             self._commit_transaction(producer)
         except KafkaException as error:
-            self._abort(producer, error)
-            raise
+            first = cause(producer, errors, error)
+            self._abort(producer, first)
+            raise first from None
 
     def _commit_transaction(self, producer: Producer) -> None:
         """Commit, and go on with that where it is not known whether it was."""
@@ -329,7 +331,8 @@ class Receipts:
         try:
             if not found.fatal():
                 producer.abort_transaction(self._location.timeout)
-                return
+                if found.code() not in REFUSED | BEHIND:  # after these its numbers have a gap
+                    return
         except KafkaException as worse:
             log.debug("a transaction could not be aborted: %s", worse)
         self._producer = None  # the next one's init_transactions ends what this one left

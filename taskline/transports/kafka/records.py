@@ -31,7 +31,7 @@ TRACEBACK = "taskline-traceback"
 KEY = "kafka_key"
 
 TRACEBACK_BYTES = 65536
-"""Of a traceback's end, that are kept in a dead letter."""
+"""Of a traceback's end, that are kept in a dead letter; and of a reason's beginning."""
 
 Headers: TypeAlias = "list[tuple[str, str | bytes | None]]"
 
@@ -146,7 +146,7 @@ def letter_headers(letter: DeadLetter, handed: int) -> Headers:
     texts = {
         ID: letter.id,
         QUEUE: letter.queue,
-        REASON: letter.reason,
+        REASON: letter.reason[:TRACEBACK_BYTES],
         AT: repr(letter.at),
         TASK: letter.task,
         WORKER: letter.worker,

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from taskline.errors import TransportError
 from taskline.kafka.client import new_producer
-from taskline.kafka.errors import Ear, translate
+from taskline.kafka.errors import REFUSED, Ear, translate
 from taskline.kafka.location import Location
 from taskline.transports.kafka.records import Headers
 
@@ -131,7 +131,25 @@ class Sender:
         self._thread.join(5 * POLL)
 
 
-def write(producer: Producer, records: Sequence[Outgoing]) -> None:
-    """Give records to a transactional producer: the commit of its transaction waits for them."""
+def write(producer: Producer, records: Sequence[Outgoing]) -> list[KafkaError]:
+    """Give records to a transactional producer: the commit of its transaction waits for them.
+
+    What was not stored, and why, is in the list that this returns by then: see `cause`.
+    """
+    errors: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, record: Record) -> None:
+        if error is not None:
+            errors.append(error)
+
     for each in records:
-        producer.produce(each.topic, each.value, each.key, each.partition, headers=each.headers)
+        producer.produce(
+            each.topic, each.value, each.key, each.partition, delivered, headers=each.headers
+        )
+    return errors
+
+
+def cause(producer: Producer, errors: list[KafkaError], error: KafkaException) -> KafkaException:
+    """Why a transaction failed: the next call often tells only that it must be aborted."""
+    producer.poll(0)
+    return next((KafkaException(each) for each in errors if each.code() in REFUSED), error)

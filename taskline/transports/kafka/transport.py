@@ -18,6 +18,7 @@ import msgspec
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import TransportError
 from taskline.kafka.client import VERSION, Cluster
+from taskline.kafka.errors import TooLarge
 from taskline.kafka.location import AUTO, NEVER, Location, locate
 from taskline.message import DEFAULT_PRIORITY, DeadLetter, Delivery, Message, Outcome
 from taskline.registry import Spec
@@ -132,8 +133,8 @@ class KafkaTransport(Transport):
     # ---- working
 
     def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
-        if self.location.create_topics == NEVER:  # what is missing is told before work begins
-            need_delays(self._cluster)
+        need_delays(self._cluster)  # what is missing, or is wrong, is told before work begins
+        if self.location.create_topics == NEVER:
             self._dead.need()
         for queue in queues:
             if queue not in self._served and self.location.pattern(queue) is None:
@@ -168,7 +169,9 @@ class KafkaTransport(Transport):
                 self._interrupted = False
                 member.interrupt()
             if self._delays is None:
-                self._delays = Delays(self.location, self._cluster, instance, self.clock)
+                self._delays = Delays(
+                    self.location, self._cluster, self._dead, instance, self.clock
+                )
         return member
 
     def interrupt(self) -> None:
@@ -203,7 +206,7 @@ class KafkaTransport(Transport):
             topic = delivery.receipt.topic
             return delayed(self.location, topic, delivery.frame, headers, None, now + delay, now)
 
-        return member.receipts.move(deliveries, wait)
+        return self._move(deliveries, wait)
 
     def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
         member = self._member
@@ -212,7 +215,7 @@ class KafkaTransport(Transport):
         records = {
             id(delivery): self._record(message, delivery.deliveries) for delivery, message in pairs
         }
-        return member.receipts.move([each for each, _ in pairs], lambda each: records[id(each)])
+        return self._move([each for each, _ in pairs], lambda each: records[id(each)])
 
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
         member = self._member
@@ -226,7 +229,34 @@ class KafkaTransport(Transport):
             self._dead.need()
         record = self._dead.record
         records = {id(delivery): record(delivery, letter) for delivery, letter in burials}
-        return member.receipts.move([each for each, _ in burials], lambda each: records[id(each)])
+        return self._move([each for each, _ in burials], lambda each: records[id(each)])
+
+    def _move(
+        self, deliveries: Sequence[Delivery], make: Callable[[Delivery], Outgoing]
+    ) -> list[Delivery]:
+        """As `Receipts.move`. What is too large for its topic holds up nothing else: it stays where
+        it is, and comes again when its lease has ended."""
+        member = self._member
+        if member is None:
+            return list(deliveries)
+        try:
+            return member.receipts.move(deliveries, make)
+        except TooLarge as error:
+            if len(deliveries) > 1:
+                half = len(deliveries) // 2
+                return self._move(deliveries[:half], make) + self._move(deliveries[half:], make)
+            if error.retryable:
+                raise
+            (delivery,) = deliveries
+            log.error(
+                "message %s of %d bytes is too large for topic %r, and runs again: raise its "
+                "max.message.bytes (%s)",
+                delivery.id,
+                len(delivery.frame),
+                make(delivery).topic,
+                error,
+            )
+            return [delivery]
 
     def recover(self, consumer: str, started: Collection[str]) -> int:
         member = self._member

@@ -31,3 +31,11 @@ def flaky() -> int:
     if attempt < 3:
         raise ConnectionError(f"attempt {attempt}")
     return attempt - 1
+
+
+@app.task(name="stubborn", retry={"max": 6, "wait": 0.3})
+def stubborn() -> int:
+    attempt = current_task.attempt
+    if attempt < 6:
+        raise ConnectionError(f"attempt {attempt}")
+    return attempt

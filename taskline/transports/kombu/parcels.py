@@ -17,6 +17,9 @@ ID, DELIVERIES, LOST, DUE = "taskline-id", "taskline-deliveries", "taskline-lost
 when it is due (Unix seconds)."""
 KEPT = ("correlation_id", "reply_to", "message_id")
 """Properties that go with a message when it is stored anew."""
+THEIRS = ("x-acquired-count", "x-death", "x-delivery-count", "x-first-death-", "x-last-death-")
+"""Begin headers that RabbitMQ adds. They must not go with a message that is stored anew: by them it
+takes one that waits a second time in the same queue for one that runs in circles, and drops it."""
 
 
 class Parcels:
@@ -70,7 +73,7 @@ class Parcels:
         headers = {
             key: value
             for key, value in taken.headers.items()
-            if not key.startswith(("taskline-", "x-")) or key == ID
+            if not key.startswith(("taskline-", *THEIRS)) or key == ID
         }
         headers.update({DELIVERIES: deliveries, LOST: lost})
         if delay > 0:
@@ -96,7 +99,9 @@ def read(taken: Taken, queue: str) -> tuple[str, bytes]:
     if taken.content_type == OWN:
         known = str(headers.get(ID) or _unknown(taken))
         return known.encode(errors="replace").decode(), taken.body
-    theirs = {key: value for key, value in headers.items() if not key.startswith("taskline-")}
+    theirs = {
+        key: value for key, value in headers.items() if not key.startswith(("taskline-", *THEIRS))
+    }
     properties = {key: taken.properties[key] for key in KEPT if taken.properties.get(key)}
     properties["queue"] = queue
     envelope = wrapped.Envelope(theirs, taken.content_type, taken.content_encoding, properties)

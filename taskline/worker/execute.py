@@ -262,7 +262,9 @@ class Runner:
         assert header is not None
         try:
             if header.unique is not None:
-                await to_thread(self._claim, job)
+                from taskline.worker.steered import to_its_end
+
+                await to_its_end(self._claim, job)
             args, kwargs = self._arguments(header, job.body)
             if header.flow is not None:
                 args, kwargs = await to_thread(self._with_results, job, args, kwargs)
@@ -276,7 +278,7 @@ class Runner:
                 if task.hooks is not None:
                     await task.hooks.await_all("before_run", job.request)
                 running = task.run(args, kwargs)
-                if job.soft_deadline:
+                if job.soft_deadline or job.interrupted is not None:
                     from taskline.worker.steered import steered
 
                     running = steered(running, job)

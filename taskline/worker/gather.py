@@ -80,18 +80,24 @@ class BatchJob(Job):
                 runner.verdicts.tell(member)
 
     async def run_members_async(self, runner: Runner) -> None:
-        from asyncio import CancelledError, to_thread
+        from asyncio import CancelledError
 
-        batch, task = await to_thread(self._prepare, runner), self.task
+        from taskline.worker.steered import steered, to_its_end
+
+        task = self.task
         assert task is not None
+        try:
+            batch = await to_its_end(self._prepare, runner)
+        except CancelledError as error:
+            batch = None
+            if not self.abandoned:
+                runner.verdicts.failed(self, self.cancelled_by(error))
         if batch is not None:
             token = context.activate(batch)
             try:
                 try:
                     running = task.call_batch(self._items)
-                    if self.soft_deadline:
-                        from taskline.worker.steered import steered
-
+                    if self.soft_deadline or self.interrupted is not None:
                         running = steered(running, self)
                     values = await running
                 finally:

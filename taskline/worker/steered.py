@@ -1,15 +1,17 @@
-"""How a coroutine is told that its soft time limit has passed."""
+"""How a coroutine is told that its soft time limit has passed, and how it waits for a thread."""
 
 from __future__ import annotations
 
 import sys
 import types
-from asyncio import CancelledError, current_task
-from collections.abc import Awaitable, Generator
-from typing import Any
+from asyncio import CancelledError, create_task, current_task, to_thread, wait
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, TypeVar
 
 from taskline.errors import SoftTimeout
 from taskline.worker.execute import Job
+
+T = TypeVar("T")
 
 
 class SoftCancellation(SoftTimeout, CancelledError):
@@ -57,3 +59,21 @@ def _uncancel() -> None:
     task = current_task()
     if sys.version_info >= (3, 11) and task is not None:
         task.uncancel()
+
+
+async def to_its_end(work: Callable[..., T], *args: Any) -> T:
+    """What `work` returns or raises, in a thread. A cancellation is raised when it has ended.
+
+    Till then the job belongs to that thread: nobody else may give it a verdict.
+    """
+    working = create_task(to_thread(work, *args))
+    cancelled: CancelledError | None = None
+    while not working.done():
+        try:
+            await wait([working])
+        except CancelledError as error:
+            cancelled = error
+    value = working.result()
+    if cancelled is not None:
+        raise cancelled
+    return value

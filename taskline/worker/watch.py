@@ -73,9 +73,9 @@ class Watch:
             if job.deadline and now >= job.deadline:
                 self._time_out(job, now)
             elif job.soft_deadline and now >= job.soft_deadline:
-                job.soft_deadline = 0.0
                 limit = self._clock.time() - job.started
                 self._interrupt(job, SoftTimeout(f"the soft time limit passed after {limit:.1f} s"))
+                job.soft_deadline = 0.0  # after that: a coroutine that begins looks at both
             elif job.terminate and not job.lost:
                 self._stop_revoked(job, now)
 

@@ -15,6 +15,7 @@ from integration.batches import poison_a_batch
 from taskline import (
     ConfigurationError,
     InvalidArguments,
+    Middleware,
     Reject,
     Retry,
     SoftTimeout,
@@ -24,6 +25,8 @@ from taskline import (
     TaskTimeout,
     current_task,
 )
+from taskline.worker.execute import Job
+from taskline.worker.slots import AsyncSlots
 
 
 def test_many_messages_are_one_run(app: Taskline) -> None:
@@ -159,7 +162,8 @@ def test_coroutines_are_batches_too(app: Taskline) -> None:
 
 
 def test_a_batch_of_a_coroutine_may_tidy_up_at_its_soft_limit(app: Taskline) -> None:
-    @app.task(batch=10, soft_timeout=0.05)
+    # A machine that stands still lets it pass before the code has begun: that is another attempt.
+    @app.task(batch=10, soft_timeout=0.1, retry={"max": 30, "wait": 0.05})
     async def double(numbers: list[int]) -> list[str]:
         try:
             await asyncio.sleep(3600)
@@ -170,6 +174,36 @@ def test_a_batch_of_a_coroutine_may_tidy_up_at_its_soft_limit(app: Taskline) -> 
     results = double.map(range(3))
     with working(app, schedule=False):
         assert results.get(timeout=20) == ["in time"] * 3
+
+
+def test_a_batch_of_a_coroutine_ends_at_a_soft_limit_that_passes_before_its_code_begins(
+    app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, runs = threading.Event(), []
+    interrupt = AsyncSlots.interrupt
+
+    def told(slots: AsyncSlots, job: Job) -> None:
+        interrupt(slots, job)
+        passed.set()
+
+    class Slow(Middleware):
+        def before_run(self, request: Any) -> None:
+            assert passed.wait(20)
+
+    monkeypatch.setattr(AsyncSlots, "interrupt", told)
+    app.use(Slow())
+
+    @app.task(batch=10, soft_timeout=0.05)
+    async def double(numbers: list[int]) -> list[int]:
+        runs.append(numbers)
+        return numbers
+
+    results = double.map(range(3))
+    with working(app, schedule=False):
+        with pytest.raises(SoftTimeout):
+            results.get(timeout=20)
+        assert [result.state for result in results] == ["FAILURE"] * 3
+    assert runs == []
 
 
 def test_other_tasks_of_the_queue_go_on(app: Taskline) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from workbench import Bench, until, working
@@ -17,6 +19,20 @@ from taskline.context import current_task
 from taskline.errors import Retry, SoftTimeout, TaskRevoked, TaskTimeout
 from taskline.message import REVOKED, STARTED, SUCCESS
 from taskline.worker import watch
+from taskline.worker.execute import Job
+from taskline.worker.slots import AsyncSlots
+
+
+@dataclass
+class Slow:
+    """An argument that a worker does not convert before a time limit has passed."""
+
+    number: int
+    passed: ClassVar[threading.Event] = threading.Event()
+
+    def __post_init__(self) -> None:
+        if threading.current_thread().name == "taskline-async":
+            assert self.passed.wait(20)
 
 
 class Switch:
@@ -313,6 +329,30 @@ def test_a_soft_timeout_is_one_in_a_coroutine_too(app: Taskline) -> None:
     (letter,) = app.transport.dead_letters()
     assert letter.reason.startswith("SoftTimeout: ")
     assert "in untidy" in letter.traceback
+
+
+def test_a_coroutine_that_begins_when_its_soft_limit_has_passed_is_told_so(
+    app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt = AsyncSlots.interrupt
+
+    def told(slots: AsyncSlots, job: Job) -> None:
+        interrupt(slots, job)
+        Slow.passed.set()
+
+    monkeypatch.setattr(AsyncSlots, "interrupt", told)
+    monkeypatch.setattr(Slow, "passed", threading.Event())
+
+    @app.task(soft_timeout=0.05)
+    async def ship(order: Slow) -> str:
+        try:
+            await asyncio.sleep(3600)
+        except SoftTimeout:
+            return "told"
+        return "never"
+
+    with working(app):
+        assert ship.delay(Slow(1)).get(timeout=30) == "told"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup came with Python 3.11")

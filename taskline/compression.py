@@ -100,7 +100,7 @@ def _zstd() -> Compression:
         import zstandard
     except ImportError:
         raise ConfigurationError(
-            "compression zstd needs the package zstandard: pip install taskline[zstd]"
+            "compression zstd needs the package zstandard: pip install 'taskline[zstd]'"
         ) from None
 
     def decompress(data: bytes, limit: int) -> bytes:

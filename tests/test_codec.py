@@ -201,10 +201,10 @@ def test_an_unknown_compression_is_refused_with_the_nearest() -> None:
 def test_a_missing_zstandard_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     message = codec(compression="zstd", compress_above=0).encode(header(), [["x" * 99], {}])
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(ConfigurationError, match=r"pip install taskline\[zstd\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'taskline\[zstd\]'"):
         codec(compression="zstd")
     found, body = codec().open(message.frame)
-    with pytest.raises(SerializationError, match=r"pip install taskline\[zstd\]"):
+    with pytest.raises(SerializationError, match=r"pip install 'taskline\[zstd\]'"):
         codec().loads(found, body)
 
 

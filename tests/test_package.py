@@ -35,7 +35,8 @@ def test_the_version_is_a_literal_that_setuptools_reads_without_importing() -> N
 
 
 def test_type_checkers_see_the_types() -> None:
-    assert (ROOT / "taskline" / "py.typed").exists()
+    for package in "taskline", "taskline_contrib":
+        assert (ROOT / package / "py.typed").exists()
 
 
 def test_import_leaves_out_what_is_loaded_when_used() -> None:

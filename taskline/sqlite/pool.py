@@ -31,6 +31,8 @@ class Pool:
         self.closed = False
         with _lock:
             _pools.add(self)
+        # Also at the end of the program: from 3.13 on Python warns of those left open.
+        weakref.finalize(self, _close_all, self._idle)
 
     def take(self) -> sqlite3.Connection:
         """A connection for this thread, until `give` or `drop`."""
@@ -92,9 +94,14 @@ class Pool:
     def abandon(self) -> None:
         """In a forked child: never use, and never close, what was inherited."""
         _abandoned.extend(self._open)
-        self._idle = []
+        self._idle.clear()
         self._open = set()
         self._users = set()
+
+
+def _close_all(idle: list[sqlite3.Connection]) -> None:
+    while idle:
+        idle.pop().close()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

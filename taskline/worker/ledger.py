@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import struct
 import tempfile
+import weakref
 from typing import NamedTuple
 
 ID_BYTES = 800
@@ -44,6 +45,7 @@ class _Shared:
         self._file = None
         if fd is None:
             self._file = tempfile.TemporaryFile(prefix="taskline-")  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
             self._file.truncate(size)
             fd = self._file.fileno()
         self.map = mmap.mmap(fd, size)

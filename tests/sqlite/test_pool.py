@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from taskline.errors import TransportError
 from taskline.sqlite.database import Database
@@ -146,3 +150,22 @@ def test_a_child_has_no_open_file_of_its_parent(tmp_path: Path) -> None:
 
     assert ended_well(in_child(work))
     transport.close()
+
+
+PROGRAM = """
+from taskline.sqlite.pool import Pool
+
+class Connection:
+    def close(self):
+        print("closed", flush=True)
+
+pool = Pool(Connection)
+pool.give(pool.take())
+"""
+
+
+@pytest.mark.parametrize("end", ["", "del pool; print('deleted')"])
+def test_idle_connections_are_closed_with_their_pool_and_their_program(end: str) -> None:
+    program = [sys.executable, "-c", PROGRAM + end]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=BOUND, check=True)
+    assert ran.stdout.split() == (["closed", "deleted"] if end else ["closed"])

@@ -10,6 +10,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from taskline.chunking import chunks
 from taskline.errors import ConfigurationError, NotSupported, TransportError
 from taskline.message import Message
 from taskline.result import AsyncResult, ResultSet
@@ -107,8 +108,7 @@ class Batch:
         """Send what is in part unique."""
         from taskline.claims import deliver
 
-        for start in range(0, len(self._messages), CHUNK):
-            chunk = self._messages[start : start + CHUNK]
+        for chunk in chunks(self._messages, CHUNK):
             results = [
                 self._promised.get(each.header.id)
                 or AsyncResult(self._app, each.header.id, header=each.header)

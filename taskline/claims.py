@@ -24,6 +24,7 @@ import msgspec
 
 from taskline.backends.keys import KeyStore
 from taskline.batch import CHUNK, current_batch
+from taskline.chunking import chunks
 from taskline.errors import BackendError, KeyReused, TransportError
 from taskline.message import FINAL_STATES, REVOKED, VERSION, Header, Message, Outcome, Unique
 from taskline.outcomes import outcome, revocation
@@ -125,8 +126,8 @@ class _Sending:
     def send(self) -> None:
         app = self._app
         try:
-            for start in range(0, len(self._messages), CHUNK):
-                app.send(self._messages[start : start + CHUNK])
+            for chunk in chunks(self._messages, CHUNK):
+                app.send(chunk)
         except TransportError as error:
             if not error.retryable:  # it will never be there; else the next call looks after it
                 for unique, raw, claim in self._confirm:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 import msgspec
 
-from taskline import dead
 from taskline.backends.base import Revocation
+from taskline.chunking import chunks
 from taskline.context import Progress, current_task
 from taskline.errors import NoResult, ResultTimeout, TaskExpired, TaskRevoked
 from taskline.failures import rebuild_error
@@ -235,7 +235,7 @@ class AsyncResult(Generic[R]):
         if letter is None:
             raise NoResult(f"task {self.id} is not among the dead letters: nothing to requeue")
         self.app.codec.open(letter.frame)
-        dead.requeue(self.app, [letter])
+        self.app.dead.requeue([letter])
         self._final = None
 
     def __repr__(self) -> str:
@@ -398,11 +398,10 @@ class ResultSet(Generic[R]):
     def __repr__(self) -> str:
         return f"<ResultSet of {len(self)}>"
 
-    def _open_chunks(self) -> Iterator[list[AsyncResult[R]]]:
+    def _open_chunks(self) -> Iterator[Sequence[AsyncResult[R]]]:
         """Those not known to be final, few enough at a time for one question."""
         unknown = [each for each in self._results if each._final is None]
-        for start in range(0, len(unknown), _CHUNK):
-            yield unknown[start : start + _CHUNK]
+        return chunks(unknown, _CHUNK)
 
     def _keep(self, chunk: Sequence[AsyncResult[R]], found: dict[str, Outcome]) -> None:
         for each in chunk:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,8 +24,6 @@ DAY = 86_400.0
 """Seconds for which a key is kept at most, unless `unique_for` says otherwise."""
 
 KINDS = ("unique", "throttle", "debounce", "idempotency_key")
-OF_A_TASK = (*KINDS[:3], "unique_by", "unique_for", "on_duplicate", "max_wait")
-OF_A_CALL = (*KINDS, "unique_key", "unique_for", "on_duplicate", "max_wait")
 
 _UNTIL = {"until_start": "start", "until_end": "end"}
 
@@ -116,32 +114,45 @@ def _rule(given: dict[str, Any]) -> Rule:
         raise ConfigurationError(
             f"{next(iter(given))}= goes with unique=, throttle= or debounce=: give one of them"
         )
-    by = given.get("unique_by")
-    if by is not None:
-        by = _by(by)
+    by = _by(given["unique_by"]) if given.get("unique_by") is not None else None
     if "unique_key" in given:
         key_name("unique_key", given["unique_key"])
-        if kind == "idempotency_key":
-            raise ConfigurationError("idempotency_key= is a key itself: leave out unique_key=")
     if kind == "debounce":
-        _only(given, kind, "max_wait")
-        wait, longest = duration(kind, given[kind]), given.get("max_wait")
-        if longest is not None and duration("max_wait", longest) < wait:
-            raise ConfigurationError(f"max_wait={longest!r}: must not be less than debounce")
-        return Rule(given, "newer", DAY + (longest or wait), wait=wait, max_wait=longest, by=by)
+        return _debounce(given, by)
     if kind == "throttle":
-        _only(given, kind, "on_duplicate")
-        drop = one_of("on_duplicate", given.get("on_duplicate", "drop"), ("drop", "join"))
-        return Rule(given, "time", duration(kind, given[kind]), drop == "drop", by=by)
-    lasts = None if "unique_for" not in given else duration("unique_for", given["unique_for"])
+        return _throttle(given, by)
     if kind == "idempotency_key":
-        _only(given, kind, "unique_for")
-        key_name(kind, given[kind])
-        return Rule(given, "time", lasts)
-    _only(given, kind, "on_duplicate", "unique_for")
+        return _idempotent(given)
+    return _unique(given, by)
+
+
+def _debounce(given: dict[str, Any], by: Any) -> Rule:
+    _only(given, "debounce", "max_wait")
+    wait, longest = duration("debounce", given["debounce"]), given.get("max_wait")
+    if longest is not None and duration("max_wait", longest) < wait:
+        raise ConfigurationError(f"max_wait={longest!r}: must not be less than debounce")
+    return Rule(given, "newer", DAY + (longest or wait), wait=wait, max_wait=longest, by=by)
+
+
+def _throttle(given: dict[str, Any], by: Any) -> Rule:
+    _only(given, "throttle", "on_duplicate")
+    drop = one_of("on_duplicate", given.get("on_duplicate", "drop"), ("drop", "join"))
+    return Rule(given, "time", duration("throttle", given["throttle"]), drop == "drop", by=by)
+
+
+def _idempotent(given: dict[str, Any]) -> Rule:
+    if "unique_key" in given:
+        raise ConfigurationError("idempotency_key= is a key itself: leave out unique_key=")
+    _only(given, "idempotency_key", "unique_for")
+    key_name("idempotency_key", given["idempotency_key"])
+    return Rule(given, "time", _unique_for(given))
+
+
+def _unique(given: dict[str, Any], by: Any) -> Rule:
+    _only(given, "unique", "on_duplicate", "unique_for")
     asked = given.get("on_duplicate", "join")
     second = one_of("on_duplicate", asked, ("join", "drop", "replace"))
-    until = given["unique"]
+    until, lasts = given["unique"], _unique_for(given)
     if isinstance(until, str):
         if until not in _UNTIL:
             more = (
@@ -164,6 +175,10 @@ def _rule(given: dict[str, Any]) -> Rule:
             )
         until = "newer"
     return Rule(given, until, lasts, second == "drop", by=by)
+
+
+def _unique_for(given: dict[str, Any]) -> float | None:
+    return duration("unique_for", given["unique_for"]) if "unique_for" in given else None
 
 
 def _only(given: Mapping[str, Any], kind: str, *allowed: str) -> None:
@@ -252,7 +267,3 @@ def _digest(data: bytes) -> str:
     from hashlib import blake2b  # which loads OpenSSL
 
     return blake2b(data, digest_size=16).hexdigest()
-
-
-KeyFunction = Callable[..., Any]
-"""What `unique_by` may be: it gets the arguments of a call and returns its key."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from oneshot import work
 
-from taskline import SerializationError, Taskline, current_task, dead
+from taskline import SerializationError, Taskline, current_task
 from taskline.clock import ManualClock
 from taskline.message import DeadLetter, Message, new_id
 
@@ -153,7 +153,7 @@ def test_describe_shows_the_call(app: Taskline) -> None:
 
 def test_what_cannot_be_read_stays_and_says_why(app: Taskline) -> None:
     letter = bury(app, b"\xffnonsense", "bad")
-    shown = dead.describe(app, letter)
+    shown = app.dead.describe(letter)
     assert "not a Taskline message" in shown["unreadable"]
     assert "args" not in shown
     assert app.dead.requeue(app.dead.find()) == []
@@ -169,4 +169,4 @@ def test_to_requeue_what_cannot_be_read_by_its_result_tells_why(app: Taskline) -
 
 def test_a_changed_body_shape_is_unreadable_too(app: Taskline) -> None:
     letter = bury(app, b'{"v":1,"id":"b","task":"t","queue":"q","sent":1}\n{"a":1}', "odd")
-    assert "[arguments, keyword arguments]" in dead.describe(app, letter)["unreadable"]
+    assert "[arguments, keyword arguments]" in app.dead.describe(letter)["unreadable"]

@@ -17,6 +17,7 @@ from taskline.backends.keys import KeyStore
 from taskline.backends.nodes import Keeper, NodesBackend
 from taskline.backends.redis_keys import RedisKeys
 from taskline.backends.spread import key_store
+from taskline.chunking import chunks
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import BackendError, TransportError
 from taskline.message import Outcome
@@ -24,7 +25,7 @@ from taskline.redis.connection import Word
 from taskline.redis.interrupt import Interrupt
 from taskline.redis.location import Location, locate
 from taskline.redis.node import Node
-from taskline.redis.outcomes import Outcomes, chunks
+from taskline.redis.outcomes import BATCH, Outcomes
 from taskline.redis.packing import is_final, milliseconds, pack_id, unpack_id, unpack_outcome
 from taskline.redis.pushes import Pushes, wait_for_push
 from taskline.redis.script import Script
@@ -124,7 +125,7 @@ class RedisBackend(NodesBackend[Outcomes]):
     # Revocations: all servers have all of them.
 
     def revoke(self, revocations: Sequence[Revocation], ttl: float) -> None:
-        for batch in chunks(revocations):
+        for batch in chunks(revocations, BATCH):
             args: list[Word] = [milliseconds(ttl)]
             for each in batch:
                 args += (b"1" if each.terminate else b"0", pack_id(each.id))

@@ -21,6 +21,7 @@ from pymongo.collection import Collection as MongoCollection
 from pymongo.errors import BulkWriteError, DuplicateKeyError, InvalidOperation
 from pymongo.read_concern import ReadConcern
 
+from taskline.chunking import chunks
 from taskline.errors import TransportError
 from taskline.message import FINAL_STATES, Outcome
 from taskline.mongo.client import Document, Server
@@ -139,7 +140,7 @@ class Outcomes:
         """Store these; returns those that were refused, because what is there outranks them."""
         refused: list[Outcome] = []
         for wave in _waves(outcomes):
-            for batch in chunks(wave):
+            for batch in chunks(wave, BATCH):
                 operations = [self._operation(each) for each in batch]
                 result = self._run(partial(self._collection.bulk_write, operations, ordered=False))
                 if result.modified_count + result.upserted_count < len(batch):
@@ -312,11 +313,6 @@ def check_size(outcome: Outcome, kind: type[TransportError]) -> None:
             "its name",
             retryable=False,
         )
-
-
-def chunks(items: Sequence[T], size: int = BATCH) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
 
 
 def _waves(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:

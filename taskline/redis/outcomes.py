@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any
 
+from taskline.chunking import chunks
 from taskline.message import Outcome
 from taskline.redis.connection import Reply, Word
 from taskline.redis.node import Node
@@ -16,8 +17,6 @@ EXPIRE = Script("expire", when_full=True)
 COUNT = Script("count")
 
 BATCH = 1000
-
-T = TypeVar("T")
 
 
 class Outcomes:
@@ -32,7 +31,7 @@ class Outcomes:
     def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Store these, trying once; returns those that were refused."""
         refused = []
-        for batch in chunks(outcomes):
+        for batch in chunks(outcomes, BATCH):
             args: list[Word] = []
             for outcome in batch:
                 args += pack_outcome(outcome)
@@ -42,7 +41,7 @@ class Outcomes:
     def fetch(self, ids: Collection[str]) -> dict[str, Outcome]:
         """What is stored of these."""
         found = {}
-        for batch in chunks(list(ids)):
+        for batch in chunks(list(ids), BATCH):
             keys = map(self.key, batch)
             values = self.node.command("MGET", *keys, patience=self._patience)
             for key, value in zip(batch, values, strict=True):
@@ -51,16 +50,16 @@ class Outcomes:
         return found
 
     def forget(self, ids: Sequence[str]) -> None:
-        for batch in chunks(ids):
+        for batch in chunks(ids, BATCH):
             self.node.command("UNLINK", *map(self.key, batch), patience=self._patience)
 
     def expire(self, ids: Sequence[str], ttl: float | None) -> None:
-        for batch in chunks(ids):
+        for batch in chunks(ids, BATCH):
             self.run(EXPIRE, milliseconds(ttl), *map(pack_id, batch))
 
     def count(self, key: str, members: Sequence[str], ttl: float) -> int:
         size = 0
-        for batch in chunks(members):
+        for batch in chunks(members, BATCH):
             size = self.run(COUNT, key, milliseconds(ttl), *batch)
         return size
 
@@ -74,8 +73,3 @@ class Outcomes:
     def key(self, id: str) -> bytes:
         """The key of an outcome, and the channel on which it is published."""
         return b"%bo:%b" % (self.node.tag, pack_id(id))
-
-
-def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), BATCH):
-        yield items[first : first + BATCH]

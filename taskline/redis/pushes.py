@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 from collections.abc import Collection, Iterator
 
+from taskline.chunking import chunks
 from taskline.redis.connection import Connection, Lost, Push, Reply, ServerError, pack
 from taskline.redis.interrupt import Interrupt
 from taskline.redis.node import Node
@@ -65,8 +66,7 @@ class Pushes:
         fresh = [key for key in keys if key not in self._watched]
         if not fresh and commands:
             connection.send(commands)
-        for first in range(0, len(fresh), BATCH):
-            some = fresh[first : first + BATCH]
+        for some in chunks(fresh, BATCH):
             connection.send(commands + pack(["MGET", *some]))
             commands = b""
             values = self._answer(connection)
@@ -81,8 +81,7 @@ class Pushes:
             commands.append(pack([self.unsubscribe, *stale]))
             self._subscribed -= stale
         new = [key for key in keys if key not in self._subscribed]
-        for first in range(0, len(new), BATCH):
-            some = new[first : first + BATCH]
+        for some in chunks(new, BATCH):
             commands.append(pack([self.subscribe, *some]))
             self._subscribed.update(some)
         return b"".join(commands)

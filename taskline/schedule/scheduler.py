@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from taskline import claims
 from taskline.batch import CHUNK
+from taskline.chunking import chunks
 from taskline.errors import TasklineError, TransportError
 from taskline.message import Message
 from taskline.schedule.entry import LATE, Schedule
@@ -172,8 +173,8 @@ class Scheduler:
             if slot <= now:
                 fresh, done[name] = self._collect(each, hold, now)
                 messages += fresh
-        for start in range(0, len(messages), CHUNK):
-            claims.send(self._app, messages[start : start + CHUNK])
+        for chunk in chunks(messages, CHUNK):
+            claims.send(self._app, chunk)
         self._progress.update(done)
         self._unsaved = True
         for name in done:

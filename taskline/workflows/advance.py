@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from taskline.chunking import chunks
 from taskline.message import (
     FAILURE,
     FINAL_STATES,
@@ -373,7 +374,7 @@ class Engine:
         """Store and send what has gathered."""
         records, messages = self._records, self._messages
         self._records, self._messages = [], []
-        for first in range(0, len(records), BATCH):
-            self.backend.store(records[first : first + BATCH])
-        for first in range(0, len(messages), BATCH):
-            self._send(messages[first : first + BATCH])
+        for some in chunks(records, BATCH):
+            self.backend.store(some)
+        for few in chunks(messages, BATCH):
+            self._send(few)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
-from taskline import dead
 from taskline.backends.base import Revocation
 from taskline.errors import NoResult, ResultTimeout, TasklineError
 from taskline.message import (
@@ -219,7 +218,7 @@ class FlowResult(AsyncResult[R]):
             for each in failed:
                 if isinstance(each, FlowResult):
                     again += each.resume()
-            again += dead.requeue(self.app, [each.id for each in failed])
+            again += self.app.dead.requeue([each.id for each in failed])
         self._final = None
         return again
 

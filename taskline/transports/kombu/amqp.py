@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from taskline.chunking import chunks
 from taskline.errors import TransportError
 from taskline.transports.kombu.delays import DUE, Delays
 from taskline.transports.kombu.link import Link, Parcel, Taken
@@ -160,8 +161,8 @@ class AMQPLink(Link):
             return
         if not self._published:
             self._listen()
-        for start in range(0, len(parcels), WINDOW):
-            self._publish(parcels[start : start + WINDOW])
+        for some in chunks(parcels, WINDOW):
+            self._publish(some)
         if self._refused:
             # Queues that were deleted after we made them: once more, with new ones.
             again, self._refused = self._refused, []

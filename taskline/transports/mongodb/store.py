@@ -6,15 +6,16 @@ server's: `$$NOW`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
+from taskline.chunking import chunks
 from taskline.clock import Clock
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.mongo.client import Server
@@ -97,7 +98,7 @@ class Store:
     ) -> list[Delivery]:
         """`outcomes` are stored by nobody here: no backend is shared."""
         lost: list[Delivery] = []
-        for batch in _chunks(deliveries):
+        for batch in chunks(deliveries, BATCH):
             held, gone = self.server.run(partial(self._held, batch))
             lost += gone
             if held:
@@ -113,7 +114,7 @@ class Store:
             waits = {"s": DELAYED, "at": records.due_in(self.server, delay)}
             change = [{"$set": waits}, {"$unset": ["t", "c"]}]
         lost: list[Delivery] = []
-        for batch in _chunks(deliveries):
+        for batch in chunks(deliveries, BATCH):
             held, gone = self.server.run(partial(self._held, batch))
             lost += gone
             if held:
@@ -130,7 +131,7 @@ class Store:
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> list[Delivery]:
         lost: list[Delivery] = []
         change = [{"$set": {"at": records.due_in(self.server, lease)}}]
-        for batch in _chunks(deliveries):
+        for batch in chunks(deliveries, BATCH):
             claims: dict[ObjectId, list[str]] = {}
             for each in batch:
                 claims.setdefault(each.receipt[0], []).append(each.id)
@@ -146,7 +147,7 @@ class Store:
 
     def replace(self, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
         lost: list[Delivery] = []
-        for batch in _chunks(pairs):
+        for batch in chunks(pairs, BATCH):
             held, gone = self.server.run(partial(self._held, [each for each, _ in batch]))
             lost += gone
             there = set(held)
@@ -169,7 +170,7 @@ class Store:
 
     def bury(self, burials: Sequence[tuple[Delivery, DeadLetter]]) -> list[Delivery]:
         lost: list[Delivery] = []
-        for batch in _chunks(burials):
+        for batch in chunks(burials, BATCH):
             lost += self.server.transact(partial(self._bury, batch))
         return lost
 
@@ -192,7 +193,7 @@ class Store:
     def recover(self, consumer: str, started: Collection[str]) -> int:
         mine = {"c": consumer, "s": LEASED}
         recovered = 0
-        for batch in _chunks(list(started)):
+        for batch in chunks(list(started), BATCH):
             begun = {**mine, "_id": {"$in": list(batch)}}
             recovered += self._change(begun, _LOSE)
         return recovered + self._change(mine, RELEASE)
@@ -250,7 +251,7 @@ class Store:
     def delete(self, ids: Sequence[str]) -> list[str]:
         self.maintain()
         deleted: list[str] = []
-        for batch in _chunks(list(dict.fromkeys(ids))):
+        for batch in chunks(list(dict.fromkeys(ids)), BATCH):
             waits = {"_id": {"$in": list(batch)}, "s": {"$lt": LEASED}}
             found = self._ids(waits)
             if found:
@@ -282,7 +283,7 @@ class Store:
 
     def requeue(self, messages: Sequence[Message], patience: float) -> list[str]:
         done: list[str] = []
-        for batch in _chunks(list({each.header.id: each for each in messages}.values())):
+        for batch in chunks(list({each.header.id: each for each in messages}.values()), BATCH):
             done += self.server.transact(partial(self._requeue, batch), patience)
         return done
 
@@ -312,7 +313,7 @@ class Store:
 
     def purge_dead(self, ids: Sequence[str]) -> int:
         purged = 0
-        for batch in _chunks(list(dict.fromkeys(ids))):
+        for batch in chunks(list(dict.fromkeys(ids)), BATCH):
             which = {"_id": {"$in": list(batch)}}
             purged += self.server.run(partial(self.dead.delete_many, which)).deleted_count
         return purged
@@ -352,11 +353,3 @@ def _succession(fields: Document, message: Message) -> Document:
     """The update that makes a held message its successor."""
     gone = {"t": "", "c": ""} if "at" in fields else {"t": "", "c": "", "at": ""}
     return {"$set": fields, "$unset": gone, "$max": {"d": message.header.deliveries}}
-
-
-T = TypeVar("T")
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), BATCH):
-        yield items[first : first + BATCH]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from taskline.chunking import chunks
 from taskline.clock import Clock
 from taskline.message import DeadLetter, Delivery, Message, Outcome
 from taskline.redis.connection import Lost, ServerError, Word
@@ -50,8 +51,6 @@ AT_THE_BELL = 16
 _DELETE_BATCH = 16
 """Fewer where each may cost a walk along its queue."""
 
-T = TypeVar("T")
-
 
 class Claim(NamedTuple):
     """What was handed over."""
@@ -86,7 +85,7 @@ class Store:
         if len(messages) <= SEND_BATCH:
             self.node.call(*self._pack_send(messages), patience)
         else:
-            self.node.call_each(map(self._pack_send, _chunks(messages, SEND_BATCH)), patience)
+            self.node.call_each(map(self._pack_send, chunks(messages, SEND_BATCH)), patience)
 
     def _pack_send(self, messages: Sequence[Message]) -> tuple[bytes, Script]:
         if self.own_time or any(m.header.eta is not None or m.header.deliveries for m in messages):
@@ -208,7 +207,7 @@ class Store:
     def _exchange(self, script: Script, rests: dict[Delivery, list[Word]]) -> list[Delivery]:
         """Not by queue: what is stored anew stands in the order of the batch."""
         lost = []
-        for batch in _chunks(list(rests), BATCH):
+        for batch in chunks(list(rests), BATCH):
             args: list[Word] = [self._now(), len(batch), *(each.receipt for each in batch)]
             for each in batch:
                 args += (each.queue, *rests[each])
@@ -247,7 +246,7 @@ class Store:
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         deleted = []
-        for batch in _chunks(list(dict.fromkeys(ids)), _DELETE_BATCH):
+        for batch in chunks(list(dict.fromkeys(ids)), _DELETE_BATCH):
             found = self.node.run(DELETE, self._now(), *map(pack_id, batch))
             deleted += [batch[number] for number in found]
         return deleted
@@ -270,7 +269,7 @@ class Store:
 
     def requeue(self, messages: Sequence[Message], patience: float) -> list[str]:
         requeued = []
-        for batch in _chunks(messages, BATCH):
+        for batch in chunks(messages, BATCH):
             args: list[Word] = [self._now()]
             for message in batch:
                 args += (*pack_message(message), message.header.deliveries)
@@ -281,7 +280,7 @@ class Store:
     def purge_dead(self, ids: Sequence[str]) -> int:
         return sum(
             self.node.run(PURGE_DEAD, *map(pack_id, batch))
-            for batch in _chunks(list(dict.fromkeys(ids)), BATCH)
+            for batch in chunks(list(dict.fromkeys(ids)), BATCH)
         )
 
     def maintain(self) -> None:
@@ -300,16 +299,11 @@ class Store:
         self.node.close()
 
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
-
-
-def _batches(deliveries: Sequence[Delivery]) -> Iterator[tuple[str, list[Delivery]]]:
+def _batches(deliveries: Sequence[Delivery]) -> Iterator[tuple[str, Sequence[Delivery]]]:
     """Deliveries of one queue each."""
     queues: dict[str, list[Delivery]] = {}
     for delivery in deliveries:
         queues.setdefault(delivery.queue, []).append(delivery)
     for queue, some in queues.items():
-        for first in range(0, len(some), BATCH):
-            yield queue, some[first : first + BATCH]
+        for batch in chunks(some, BATCH):
+            yield queue, batch

@@ -16,8 +16,7 @@ import secrets
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
+from collections.abc import Iterable
 
 import msgspec
 
@@ -28,14 +27,15 @@ from taskline.worker import autoscale, lifetime
 from taskline.worker.gather import batch_places
 from taskline.worker.ledger import Condemned
 from taskline.worker.options import WorkerOptions
-from taskline.worker.orders import RETIRE, STOP, STOP_NOW, ending
+from taskline.worker.orders import RETIRE, STOP
 from taskline.worker.parent import starters
 from taskline.worker.parent.bulletin import Bulletin
 from taskline.worker.parent.child import Child
-from taskline.worker.parent.enforce import STOP_MARGIN, enforce
+from taskline.worker.parent.enforce import enforce
 from taskline.worker.parent.probes import address
 from taskline.worker.parent.recovery import Recovery
 from taskline.worker.parent.starters import Forking, Spawning, Starter
+from taskline.worker.parent.stopping import Stopping
 from taskline.worker.process import DRAINED, MISCONFIGURED, NOT_DRAINED, RECYCLED
 from taskline.worker.requests import Request, Requests
 
@@ -76,9 +76,7 @@ class Supervisor:
         self._replace_grace = 0.0
         self._children: list[Child] = []
         self._condemned = Condemned()
-        self._signals = 0
-        self._obeyed = 0
-        self._kill_at = 0.0
+        self._stopping = Stopping(self._grace)
         self._start_at = 0.0
         """When processes may be made again."""
         self._exit_code = 0
@@ -107,7 +105,7 @@ class Supervisor:
             log.critical("worker_start of the app's middleware failed", exc_info=True)
             self._bulletin.close()
             return FAILED
-        with _signals_wake(self._on_signal) as wake:
+        with self._stopping.heeding_signals() as wake:
             self._requests = Requests()
             self._starter = self._make_starter()
             heard = [wake, self._requests.fileno()]
@@ -130,23 +128,24 @@ class Supervisor:
     def _step(self) -> bool:
         """Do all that is due; False when there is nothing left to supervise."""
         now = self._clock.monotonic()
-        if self._starter.look(now, self._obeyed > 0) == MISCONFIGURED and not self._works():
+        if self._starter.look(now, self._stopping.began) == MISCONFIGURED and not self._works():
             self._exit_code = MISCONFIGURED
-            self._signals = max(self._signals, 1)
+            self._stopping.tell()
         self._reap()
         for request in self._requests.take():
             self._obey_request(request)
-        self._obey_signals(now)
-        self._bulletin.say(now, self._children, self.wanted, bool(self._obeyed))
+        if order := self._stopping.order(now):
+            self._tell_all(order)
+        self._bulletin.say(now, self._children, self.wanted, self._stopping.began)
         self._recovery.look(now)
-        if self._obeyed:
-            if now >= self._kill_at:
+        if self._stopping.began:
+            if now >= self._stopping.kill_at:
                 for child in self._children:
                     if child.pid:
                         log.warning("process %d has not stopped in time: killed", child.pid)
                         child.kill()
             alive = any(child.pid for child in self._children)
-            return alive or (self._recovery.pending and now < self._kill_at)
+            return alive or (self._recovery.pending and now < self._stopping.kill_at)
         for child in list(self._children):
             if not child.pid and now >= self._start_of(child) and self._starter.can_start:
                 self._start(child, now)
@@ -173,8 +172,8 @@ class Supervisor:
                 continue
             for kill_at, _ in child.limits():
                 pause = min(pause, kill_at - now)
-        if self._obeyed:
-            pause = min(pause, max(0.01, self._kill_at - now))
+        if self._stopping.began:
+            pause = min(pause, max(0.01, self._stopping.kill_at - now))
         elif self._autoscale is not None:
             pause = min(pause, self._autoscale.next_sample - now)
         return max(pause, 0.01)
@@ -262,7 +261,7 @@ class Supervisor:
         now = self._clock.monotonic()
         if code == MISCONFIGURED and not child.ledger.ready and not self._works():
             self._exit_code = MISCONFIGURED
-            self._signals = max(self._signals, 1)
+            self._stopping.tell()
             return
         started = [running.id for running in child.ledger.running()]
         if code in (DRAINED, NOT_DRAINED):
@@ -274,7 +273,7 @@ class Supervisor:
         if started or code not in (0, RECYCLED):
             self._recovery.add(child.consumer, started, now)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if self._signals or child.succeeded:
+        if self._stopping.told or child.succeeded:
             log.info("process %d ended (%s)", pid, how)
         else:
             self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
@@ -358,8 +357,8 @@ class Supervisor:
             return
         log.info("told from afar: %s", request.what)
         if request.what == "shutdown":
-            self._signals = max(self._signals, 2 if request.now else 1)
-        elif self._signals:
+            self._stopping.tell(at_once=request.now)
+        elif self._stopping.told:
             log.info("this worker stops: too late to %s it", request.what)
         elif request.what == "scale":
             self.scale(request.count)
@@ -367,7 +366,7 @@ class Supervisor:
             self.restart(request.grace)
 
     def _look_at_load(self, request: Request) -> None:
-        if self._autoscale is None or self._signals:
+        if self._autoscale is None or self._stopping.told:
             return
         kinds = {task.is_async for task in self.app.tasks.values()}
         load = autoscale.Load(
@@ -383,44 +382,7 @@ class Supervisor:
             log.info("%d messages wait, and %.0f slots are busy", load.ready, load.busy)
             self.scale(count)
 
-    # ---- stopping
-
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._signals += 1
-
-    def _obey_signals(self, now: float) -> None:
-        if self._signals <= self._obeyed:
-            return
-        again = self._obeyed > 0 or self._signals > 1
-        self._obeyed = self._signals
-        self._kill_at = now + STOP_MARGIN + (0.0 if again else self._grace)
-        if again:
-            log.info("stopping now: running tasks are handed back")
-        else:
-            log.info("stopping: running tasks have %.0f s (again to stop now)", self._grace)
+    def _tell_all(self, order: bytes) -> None:
         for child in self._children:
             if child.pid:
-                child.tell(STOP_NOW if again else STOP)
-
-
-@contextlib.contextmanager
-def _signals_wake(stop: Callable[[int, FrameType | None], None]) -> Iterator[int]:
-    """A descriptor that signals make readable; those that end a program call `stop` instead."""
-    wake, wake_end = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(wake_end, False)
-    handlers = {**dict.fromkeys(ending(), stop), signal.SIGCHLD: _ignore}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    previous_fd = signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
-    try:
-        yield wake
-    finally:
-        signal.set_wakeup_fd(previous_fd)
-        for number, old in before.items():
-            signal.signal(number, old)
-        os.close(wake)
-        os.close(wake_end)
-
-
-def _ignore(signum: int, frame: FrameType | None) -> None:
-    """A handler, so that the signal wakes the supervisor's sleep."""
+                child.tell(order)

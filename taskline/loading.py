@@ -155,6 +155,7 @@ def _kind(value: object) -> str:
 
 
 def did_you_mean(name: str, known: list[str], prefix: str = "", suffix: str = "") -> str:
+    """The end of an error: the known name that is most like this one; empty if none is."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

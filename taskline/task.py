@@ -67,10 +67,6 @@ class Task(Calls[P, R]):
     ) -> None:
         settings = app.settings
         self.function = function
-        self.body = function
-        """What a run calls: the function, or what stands around it."""
-        self._call = function
-        """The function, given what it depends on."""
         self.spec = getattr(sys.modules.get(function.__module__), "__spec__", None)
         self.bind = check.flag("bind", bind)
         self.queue = settings.queue if queue is None else check.queue_name("queue", queue)
@@ -100,24 +96,14 @@ class Task(Calls[P, R]):
         self.policy = RetryPolicy.of(settings.retry if retry is None else retry)
         self.batch, self.batch_wait = 0, 0.0
         """How many messages one run gets at most; 0 for tasks that are no batches."""
-        if batch is None:
-            self.signature = TaskSignature(function, bind)
-        else:
+        self.signature = TaskSignature(function, bind)
+        self.body = function
+        """What a run calls: the function, or what stands around it."""
+        self._call = function
+        """The function, given what it depends on."""
+        if batch is not None:
             self._be_batch(batch, batch_wait, durable)
-        if self.signature.depends:
-            from taskline.resources import injecting
-
-            self._call = injecting(app, function, self.signature.depends)
-            self.body = self.body if self.batch else self._call
-        if is_generator(function):
-            from taskline.streaming import storing_items
-
-            self.signature.is_generator = True
-            self.body = storing_items(app, self._call, is_async(function))
-        if check.flag("durable", durable):
-            from taskline.durable import keeping_steps
-
-            self.body = keeping_steps(app, self.body)
+        self._surround(app, check.flag("durable", durable))
         if self.limits is not None:
             limits.check_key(self.limits, self.signature.signature, bool(self.batch))
         own = _name(app, function) if name is None else check.identifier("name", name)
@@ -131,6 +117,23 @@ class Task(Calls[P, R]):
             options = options.shared_by(checked_key(app, self.queue, fair_key, self.signature))
         super().__init__(app, own, self.signature, options)
         update_wrapper(cast(Any, self), function, updated=())
+
+    def _surround(self, app: Taskline, durable: bool) -> None:
+        """Put around the function what its signature, its kind and its options ask for."""
+        if self.signature.depends:
+            from taskline.resources import injecting
+
+            self._call = injecting(app, self.function, self.signature.depends)
+            self.body = self.body if self.batch else self._call
+        if is_generator(self.function):
+            from taskline.streaming import storing_items
+
+            self.signature.is_generator = True
+            self.body = storing_items(app, self._call, is_async(self.function))
+        if durable:
+            from taskline.durable import keeping_steps
+
+            self.body = keeping_steps(app, self.body)
 
     def _be_batch(self, batch: int, wait: float | None, durable: bool) -> None:
         from taskline import batching

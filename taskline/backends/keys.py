@@ -230,6 +230,7 @@ def added(key: str, value: bytes, by: int) -> int:
 
 
 def not_a_number(key: str) -> BackendError:
+    """What `increment` of a key raises that holds another value."""
     return BackendError(
         f"the key {key!r} holds no whole number: count under another key, or delete it first",
         retryable=False,
@@ -237,6 +238,7 @@ def not_a_number(key: str) -> BackendError:
 
 
 def too_large(key: str) -> BackendError:
+    """What `increment` raises beyond 64 bits."""
     return BackendError(
         f"the counter {key!r} would leave the range of 64 bits: delete it to begin again",
         retryable=False,

@@ -27,6 +27,7 @@ class Room:
         self._full = _FEW
 
     def put(self, key: str, value: bytes, end: float, now: float) -> None:
+        """Keep a value until `end`, Unix seconds; now and then this drops what has ended."""
         self.values[key] = (value, end)
         if len(self.values) > self._full:
             self.sweep(now)
@@ -38,6 +39,7 @@ class Room:
         self._full = 2 * len(self.values) + _FEW
 
     def wake(self, name: str) -> None:
+        """Tell those who watch this lock that it is free."""
         for event in self.watches.get(name, ()):
             event.set()
 

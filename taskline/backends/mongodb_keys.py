@@ -301,6 +301,7 @@ class Releases:
             self._live.wait(OPENS_WITHIN)
 
     def remove(self, name: str, watch: _MongoWatch) -> None:
+        """Tell this one no more."""
         with self._lock:
             watches = self._watches.get(name, [])
             if watch in watches:

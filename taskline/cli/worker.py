@@ -242,34 +242,42 @@ def _reach(app: Taskline, queues: list[str]) -> None:
 
 
 def _announce(app: Taskline, options: WorkerOptions) -> None:
-    """The banner: what was started, on standard error, or as JSON on standard output."""
-    from taskline.transports import TRANSPORTS
-
+    """What was started: on standard error for people, or as JSON on standard output."""
     if as_json():
-        output.json(
-            {
-                "event": "started",
-                "version": taskline.__version__,
-                "pid": os.getpid(),
-                "app": app.name,
-                "path": options.app_path,
-                "broker": output.masked(app.settings.broker),
-                "backend": output.masked(app.settings.backend),
-                "queues": {name: options.weights.get(name, 1) for name in options.queues},
-                "ranks": {name: options.ranks.get(name, 0) for name in options.queues},
-                "processes": options.processes,
-                "max_processes": options.max_processes,
-                "solo": options.solo,
-                "threads": options.threads,
-                "async_slots": options.async_slots,
-                "tasks": sorted(app.tasks),
-                "schedules": sorted(app.periodics) if options.schedule else [],
-            }
-        )
-        return
-    own = sorted(name for name in app.tasks if not name.startswith("taskline."))
+        output.json(_started(app, options))
+    else:
+        _show_banner(app, options)
+        _warn(app, options)
+
+
+def _started(app: Taskline, options: WorkerOptions) -> dict[str, Any]:
+    return {
+        "event": "started",
+        "version": taskline.__version__,
+        "pid": os.getpid(),
+        "app": app.name,
+        "path": options.app_path,
+        "broker": output.masked(app.settings.broker),
+        "backend": output.masked(app.settings.backend),
+        "queues": {name: options.weights.get(name, 1) for name in options.queues},
+        "ranks": {name: options.ranks.get(name, 0) for name in options.queues},
+        "processes": options.processes,
+        "max_processes": options.max_processes,
+        "solo": options.solo,
+        "threads": options.threads,
+        "async_slots": options.async_slots,
+        "tasks": sorted(app.tasks),
+        "schedules": sorted(app.periodics) if options.schedule else [],
+    }
+
+
+def _own_tasks(app: Taskline) -> list[str]:
+    return sorted(name for name in app.tasks if not name.startswith("taskline."))
+
+
+def _show_banner(app: Taskline, options: WorkerOptions) -> None:
+    own, backend = _own_tasks(app), app.settings.backend
     more = f", … {len(own) - SHOWN} more" if len(own) > SHOWN else ""
-    backend = app.settings.backend
     for name, value in (
         ("taskline", f"{taskline.__version__}, process {os.getpid()}"),
         ("app", f"{app.name} ({options.app_path})"),
@@ -287,6 +295,12 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
         *_schedules(app, options),
     ):
         output.note(f"{name:<8}  {value}")
+
+
+def _warn(app: Taskline, options: WorkerOptions) -> None:
+    """Say what will hardly be as it was meant."""
+    from taskline.transports import TRANSPORTS
+
     found, _ = TRANSPORTS.find(app.settings.broker)
     if not found.capabilities.durable:
         output.note(
@@ -295,7 +309,7 @@ def _announce(app: Taskline, options: WorkerOptions) -> None:
         )
     for name, known in _misspelt(app, options.queues):
         output.note(f"warning: no task of {app.name} is of {name!r}; did you mean {known!r}?")
-    if not own:
+    if not _own_tasks(app):
         output.note(
             "warning: the app has no tasks; name the modules that define them: "
             "Taskline(..., include=['proj.tasks'])"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -247,10 +247,6 @@ class Control:
 
 def _together(processes: Sequence[ProcessInfo]) -> WorkerInfo:
     first = processes[0]
-
-    def total(get: Callable[[ProcessInfo], T]) -> Iterable[T]:
-        return map(get, processes)
-
     return WorkerInfo(
         name=first.worker,
         host=first.host,
@@ -260,17 +256,17 @@ def _together(processes: Sequence[ProcessInfo]) -> WorkerInfo:
         versions=sorted({each.version for each in processes} - {""}),
         taskline=first.taskline,
         python=first.python,
-        slots=sum(total(lambda each: each.threads)),
-        active=sum(total(lambda each: each.active)),
-        reserved=sum(total(lambda each: each.reserved)),
-        done=sum(total(lambda each: each.done)),
-        failed=sum(total(lambda each: each.failed)),
-        retried=sum(total(lambda each: each.retried)),
-        rate=sum(total(lambda each: each.rate)),
-        memory=sum(total(lambda each: each.memory)),
-        up=max(total(lambda each: each.up)),
-        beat=max(total(lambda each: each.beat)),
-        stopping=all(total(lambda each: each.stopping)),
+        slots=sum(each.threads for each in processes),
+        active=sum(each.active for each in processes),
+        reserved=sum(each.reserved for each in processes),
+        done=sum(each.done for each in processes),
+        failed=sum(each.failed for each in processes),
+        retried=sum(each.retried for each in processes),
+        rate=sum(each.rate for each in processes),
+        memory=sum(each.memory for each in processes),
+        up=max(each.up for each in processes),
+        beat=max(each.beat for each in processes),
+        stopping=all(each.stopping for each in processes),
         processes=list(processes),
     )
 

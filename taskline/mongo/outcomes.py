@@ -218,11 +218,13 @@ class Outcomes:
         return list(self._collection.aggregate(steps, batchSize=IDS + 1))
 
     def forget(self, ids: Sequence[str]) -> None:
+        """Delete what is stored of these."""
         for batch in chunks(ids, IDS):
             where = {"_id": {"$in": list(batch)}}
             self._run(partial(self._collection.delete_many, where))
 
     def expire(self, ids: Sequence[str], ttl: float | None) -> None:
+        """Keep what is stored of these for `ttl` seconds from now on; None for ever."""
         end = {"$cond": [lives(self._server), after(self._server, ttl), "$end"]}
         step = {"$set": {"end": end}}
         for batch in chunks(ids, IDS):
@@ -301,6 +303,7 @@ class Outcomes:
 
 
 def new_key() -> bytes:
+    """A key that no other wish has."""
     return os.urandom(12)
 
 

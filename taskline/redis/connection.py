@@ -112,6 +112,7 @@ class Connection:
         return self.read()
 
     def fileno(self) -> int:
+        """For `select`."""
         return self._socket.fileno()
 
     @property

@@ -31,6 +31,7 @@ class Interrupt:
         return True
 
     def fileno(self) -> int:
+        """For `select`."""
         return self._ear
 
     def __del__(self) -> None:

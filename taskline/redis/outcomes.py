@@ -50,14 +50,17 @@ class Outcomes:
         return found
 
     def forget(self, ids: Sequence[str]) -> None:
+        """Delete what is stored of these."""
         for batch in chunks(ids, BATCH):
             self.node.command("UNLINK", *map(self.key, batch), patience=self._patience)
 
     def expire(self, ids: Sequence[str], ttl: float | None) -> None:
+        """Keep what is stored of these for `ttl` seconds from now on; None for ever."""
         for batch in chunks(ids, BATCH):
             self.run(EXPIRE, milliseconds(ttl), *map(pack_id, batch))
 
     def count(self, key: str, members: Sequence[str], ttl: float) -> int:
+        """Add these to a set that lasts `ttl` seconds; returns how many it has then."""
         size = 0
         for batch in chunks(members, BATCH):
             size = self.run(COUNT, key, milliseconds(ttl), *batch)
@@ -68,6 +71,7 @@ class Outcomes:
         return self.node.run(script, *args, patience=self._patience)
 
     def about(self) -> dict[str, Any]:
+        """See `Node.about`."""
         return self.node.about()
 
     def key(self, id: str) -> bytes:

@@ -27,6 +27,7 @@ class Script:
 
     @property
     def source(self) -> bytes:
+        """Its text, put together of the files in `lua`."""
         if not self._source:
             folder = resources.files("taskline.redis") / "lua"
             texts = [(folder / f"{part}.lua").read_text("utf-8") for part in self._parts]

@@ -150,6 +150,7 @@ class Database:
         self.write(lambda connection: None)
 
     def info(self) -> dict[str, Any]:
+        """What `Transport.info` and `Backend.info` say of the file."""
         mode = self.read(lambda db: db.execute("PRAGMA journal_mode").fetchone()[0])
         return {
             "address": self.path,
@@ -171,6 +172,7 @@ class Database:
             raise self._explain(error) from None
 
     def disown(self, connection: sqlite3.Connection) -> None:
+        """Close this connection, and use another the next time."""
         self._pool.drop(connection)
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ DURABILITIES = ("normal", "full")
 
 
 class Location(NamedTuple):
+    """Which file, and how it is used."""
+
     path: str
     """Absolute, without symbolic links: two locations of one file are equal in it."""
     durability: str = "normal"

@@ -136,6 +136,7 @@ def change(
 def held_and_lost(
     db: sqlite3.Connection, deliveries: Sequence[Delivery]
 ) -> tuple[list[Delivery], list[Delivery]]:
+    """Those that are held, and those that are not."""
     there: set[tuple[int, int]] = set()
     for count, seqs in _by_count(deliveries).items():
         rows = db.execute(f"SELECT seq FROM messages WHERE {_HELD}", (as_json(seqs), count))

@@ -51,6 +51,7 @@ _log = logging.getLogger("taskline.sqlite")
 
 
 def wake_directory(path: str) -> str:
+    """Where the FIFOs are of those who wait for this database."""
     return f"{path}-wake"
 
 

@@ -60,6 +60,7 @@ class Lane:
                 yield entry
 
     def show(self) -> Iterator[Entry]:
+        """The ready messages, in the order in which they will be taken."""
         back = ((entry.place, entry) for _, entry in sorted(self.returned))
         line = ((entry.place, entry) for entry in self.fresh)
         return (entry for _, entry in heapq.merge(back, line) if entry.state == "ready")
@@ -72,6 +73,8 @@ class Lane:
 
 
 class Queue:
+    """The ready messages of one queue, and how many it has in each state."""
+
     __slots__ = ("counts", "lanes")
 
     def __init__(self) -> None:
@@ -79,9 +82,11 @@ class Queue:
         self.lanes: dict[int, Lane] = {}
 
     def ready(self) -> Iterator[Entry]:
+        """The ready messages, in the order in which they will be taken."""
         return chain.from_iterable(lane.show() for lane in self.lanes.values())
 
     def lane(self, priority: int) -> Lane:
+        """The lane of this priority."""
         lane = self.lanes.get(priority)
         if lane is None:
             # Kept in the order in which lanes are served; there are at most ten.

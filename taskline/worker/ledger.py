@@ -124,6 +124,7 @@ class Ledger:
 
     @property
     def ready(self) -> bool:
+        """Whether the process has reached its broker."""
         return bool(_FLAG.unpack_from(self._map, 0)[0])
 
     def mark_leaving(self, now: float) -> None:
@@ -132,6 +133,7 @@ class Ledger:
 
     @property
     def leaving(self) -> bool:
+        """Whether the process takes no more tasks."""
         return bool(_FLAG.unpack_from(self._map, _FLAG.size)[0])
 
     def beat(self, now: float, done: int = 0, retried: int = 0, failed: int = 0) -> None:

@@ -68,10 +68,12 @@ class Reporter:
 
     @property
     def id(self) -> str:
+        """Of the process."""
         return self._info.id
 
     @property
     def instance(self) -> str:
+        """Of its worker: tells it from another that has had its name."""
         return self._info.instance
 
     def info(self, stopping: bool) -> ProcessInfo:

@@ -44,6 +44,7 @@ class Requests:
         self._seen: dict[str, None] = {}
 
     def fileno(self) -> int:
+        """For `select`."""
         return self._read_end
 
     def take(self) -> list[Request]:

@@ -20,9 +20,10 @@ def test_the_file_holds_our_process_id_while_we_run(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_without_a_name_there_is_no_file() -> None:
+def test_without_a_name_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pidfiles.hold(None):
-        pass
+        assert not [*tmp_path.iterdir()]
 
 
 def test_the_file_goes_when_the_worker_fails(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class Connector:
 
     @property
     def transport(self) -> Transport:
+        """The connection, opened now if need be."""
         with self._lock:
             if self._opened is None:
                 self._opened = self._open()

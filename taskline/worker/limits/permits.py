@@ -82,6 +82,7 @@ class Places:
         self._pause = LOOK_FIRST
 
     def learn(self, now: float, wanted: int, got: int) -> None:
+        """Note how many places there were, and so when to ask again."""
         if got == wanted:
             self._pause = LOOK_FIRST
             self.ready_at = now
@@ -120,6 +121,7 @@ class Line:
 
     @property
     def ready_at(self) -> float:
+        """When there may be a token and a place for one, by the monotonic clock."""
         return max((each.ready_at for each in self.limits), default=0.0)
 
     @property

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Message as Record
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from integration.servers.kafka import KafkaServer, RunningKafka
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import TransportError
 from taskline.kafka.client import MESSAGE_BYTES
-from taskline.message import DeadLetter, Delivery
+from taskline.message import DeadLetter, Delivery, Header, Message, join
 from taskline.testing.cases.transport import ids, letter, message
 from taskline.transports.kafka import KafkaTransport
 
@@ -26,7 +28,7 @@ class Place:
     def __init__(self, server: KafkaServer | RunningKafka, name: str) -> None:
         self.name = name
         self.admin = AdminClient({"bootstrap.servers": server.address})
-        url = f"{server.url}?prefix={name}.&group={name}&partitions=1"
+        url = f"{server.url}?prefix={name}.&group={name}&partitions=1&message.timeout.ms=5000"
         self.transport = KafkaTransport.from_spec(url, SYSTEM_CLOCK)
 
     def create(self, queue: str, settings: dict[str, str]) -> None:
@@ -34,6 +36,25 @@ class Place:
         for created in self.admin.create_topics([topic]).values():
             created.result(PATIENCE)
         self.until(lambda: topic.topic in self.admin.list_topics(timeout=PATIENCE).topics)
+
+    def records(self, queue: str, count: int) -> list[Record]:
+        """What any consumer reads there."""
+        reader = Consumer(
+            {
+                "bootstrap.servers": self.transport.location.brokers,
+                "group.id": f"{self.name}-plain",
+            }
+        )
+        reader.assign([TopicPartition(f"{self.name}.{queue}", 0, 0)])
+        found: list[Record] = []
+
+        def enough() -> bool:
+            found.extend(each for each in reader.consume(10, 0.2) if each.error() is None)
+            return len(found) >= count
+
+        self.until(enough)
+        reader.close()
+        return found
 
     def delete(self, queue: str) -> None:
         for deleted in self.admin.delete_topics([f"{self.name}.{queue}"]).values():
@@ -123,3 +144,34 @@ def test_one_that_fits_into_no_topic_stays_where_it_is(
     assert "raise its max.message.bytes" in caplog.text
     (still,) = [each for each in taken if each.id == "large"]
     assert place.transport.extend([still], 30.0) == []
+
+
+def test_what_was_said_for_other_readers_goes_with_a_message(place: Place) -> None:
+    def sent(id: str) -> Delivery:
+        said = {"kafka_key": "ann", "tenant": "a"}
+        header = Header(1, id, "t", "mail", 0.0, headers=said, trace={"traceparent": "00-1"})
+        place.transport.send([Message(header, join(header, b"[[],{}]"))])
+        return place.taken(1)[0]
+
+    said = {"tenant": b"a", "traceparent": b"00-1"}
+    assert place.transport.release([sent("later")], 0.3) == []
+    (later,) = place.taken(1)
+    record = place.records("mail", 2)[-1]
+    assert record.key() == b"ann"
+    assert dict(record.headers() or ()).items() >= {"taskline-id": b"later", **said}.items()
+    assert place.transport.ack([later]) == []
+    bad = sent("bad")
+    assert place.transport.bury([(bad, letter(bad))]) == []
+    (record,) = place.records("_dead_letters", 1)
+    told = {"taskline-reason": b"no such task", "taskline-queue": b"mail", **said}
+    assert dict(record.headers() or ()).items() >= told.items()
+
+
+def test_a_topic_that_was_deleted_is_made_anew_by_who_sends_again(place: Place) -> None:
+    place.transport.send([message("a")])
+    place.delete("mail")
+    place.until(lambda: f"{place.name}.mail" not in place.admin.list_topics(timeout=5).topics)
+    with pytest.raises(TransportError, match="cannot take a message"):
+        place.transport.send([message("b")])
+    place.transport.send([message("c")])
+    assert ids(place.taken(1)) == ["c"]

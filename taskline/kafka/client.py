@@ -84,7 +84,11 @@ def _largest(location: Location) -> int:
         return MESSAGE_BYTES  # librdkafka will say what is wrong
 
 
-_LOGIN = ("bootstrap.servers", "client.", "enable.ssl", "sasl.", "security.", "ssl.")
+_OF_ALL = (
+    "bootstrap.servers", "broker.", "client.", "connections.", "enable.ssl", "enable.sasl",
+    "https.", "oauth_cb", "plugin.", "resolve_", "sasl.", "security.", "socket.", "ssl.",
+)  # fmt: skip
+"""Begin the consumer's settings that admin clients need too: where brokers are, and who we are."""
 
 
 def new_producer(location: Location, **more: Any) -> Producer:
@@ -179,7 +183,7 @@ class Cluster:
             if self._client is None:
                 settings: dict[str, Any] = {**_QUIET, **_RECONNECT, "error_cb": self._ear}
                 for name, value in self.location.consumer.items():
-                    if name.startswith(_LOGIN):
+                    if name.startswith(_OF_ALL):
                         settings[name] = value
                 with _configuring():
                     self._client = AdminClient(settings)
@@ -230,9 +234,9 @@ class Cluster:
             self._check(topic, settings)
         self._known.add(topic)
 
-    def forget(self, topics: Iterable[str]) -> None:
-        """Look again whether these are there: somebody may have deleted them."""
-        self._known.difference_update(topics)
+    def forget(self) -> None:
+        """Look again which topics are there: somebody may have deleted some."""
+        self._known = set()
 
     def _check(self, topic: str, settings: dict[str, str]) -> None:
         """Raise `ConfigurationError` where a topic would not keep what it must."""

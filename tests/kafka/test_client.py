@@ -12,7 +12,7 @@ pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from taskline.errors import TransportError
+from taskline.errors import ConfigurationError, TransportError
 from taskline.kafka.client import Cluster, new_producer
 from taskline.kafka.location import locate
 
@@ -21,6 +21,31 @@ def test_a_long_timeout_is_one_that_transactions_bear() -> None:
     """`timeout=60`: the movers of delayed messages and who retries have shorter transactions."""
     location = locate("kafka://localhost:1?timeout=60")
     new_producer(location, **{"transactional.id": "x", "transaction.timeout.ms": 10_000})
+
+
+def test_who_asks_the_cluster_finds_it_and_logs_in_as_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("taskline.kafka.client.AdminClient", made.append)
+    token = lambda config: ("token", 1e12)  # noqa: E731
+    everywhere = {"broker.address.family": "v4", "socket.keepalive.enable": True, "oauth_cb": token}
+    spec = {"type": "kafka", "brokers": "localhost:1", "config": everywhere}
+    Cluster(locate({**spec, "consumer": {"fetch.min.bytes": 9}}))._admin()
+    assert {**made[0], **everywhere} == made[0]
+    assert "fetch.min.bytes" not in made[0]
+
+
+def test_topics_that_were_there_are_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(locate("kafka://localhost:1?create_topics=never"))
+    there = {"mail": 1}
+    monkeypatch.setattr(cluster, "topics", lambda: there)
+    cluster.need("mail")
+    del there["mail"]
+    cluster.need("mail")
+    cluster.forget()
+    with pytest.raises(ConfigurationError, match="no topic 'mail'"):
+        cluster.need("mail")
 
 
 class Coordinator:

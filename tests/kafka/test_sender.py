@@ -65,7 +65,7 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
 
 @pytest.fixture
 def sender(producer: Producer) -> Iterator[Sender]:
-    sender = Sender(locate("kafka://nowhere?timeout=20"))
+    sender = Sender(locate("kafka://nowhere?timeout=20"), lambda: None)
     yield sender
     sender.close()
 
@@ -136,7 +136,7 @@ def test_nothing_to_send(sender: Sender) -> None:
 
 
 def test_no_answer(producer: Producer) -> None:
-    sender = Sender(locate("kafka://nowhere?timeout=0.1"))
+    sender = Sender(locate("kafka://nowhere?timeout=0.1"), lambda: None)
     try:
         wait = sender.begin(records(3))
         producer.answer(1)

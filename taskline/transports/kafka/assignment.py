@@ -200,6 +200,16 @@ class Assignment:
                 mine[partition] = [each]
         return mine, lost
 
+    def keys(self, deliveries: Iterable[Delivery]) -> dict[str, bytes]:
+        """The keys of the records of those that are held, by the messages' ids."""
+        with self.changed:
+            return {
+                each.id: entry.key
+                for partition, mine in self.split(deliveries)[0].items()
+                for each in mine
+                if (entry := partition.held.get(each.receipt.offset)) and entry.key is not None
+            }
+
     # ---- committing
 
     def written(self, partitions: Iterable[Partition], *, closing: bool = False) -> list[Written]:

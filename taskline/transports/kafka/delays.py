@@ -258,7 +258,7 @@ class Delays:
         try:
             self._transact(consumer, records, onwards)
         except KafkaException as error:
-            self._cluster.forget(each.topic for each in onwards)
+            self._cluster.forget()
             if code_of(error) not in REFUSED | BEHIND:
                 raise
             for record, onward in zip(records, onwards, strict=True):  # the others must go on

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from taskline.message import DeadLetter, Header, Message
+from taskline.errors import SerializationError
+from taskline.message import DeadLetter, Header, Message, split
 
 if TYPE_CHECKING:
     from confluent_kafka import Message as Record
@@ -95,6 +96,15 @@ def headers_of(header: Header, deliveries: int = 0, lost: int = 0) -> Headers:
     return found
 
 
+def texts_of(frame: bytes) -> Headers:
+    """Of the headers that the record of this frame has, those that are for other readers."""
+    try:
+        header, _ = split(frame.partition(b"\n")[2] if frame[:1] == b"~" else frame)
+    except SerializationError:  # nobody's, or another's
+        return []
+    return [each for each in headers_of(header) if not each[0].startswith("taskline-")]
+
+
 def key_of(message: Message) -> bytes | None:
     """The record's key, by which Kafka chooses the partition."""
     key = message.header.headers.get(KEY)
@@ -156,7 +166,7 @@ def letter_headers(letter: DeadLetter, handed: int) -> Headers:
     }
     headers: Headers = [(name, text.encode()) for name, text in texts.items()]
     headers.append((TRACEBACK, trace))
-    return headers
+    return headers + texts_of(letter.frame)
 
 
 def handed_of(record: Record) -> int:

@@ -68,8 +68,10 @@ class Sender:
     Records of many callers travel in common batches.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, failed: Callable[[], None]) -> None:
+        """`failed` is called when a record was not stored."""
         self._location = location
+        self._failed = failed
         self._ear = Ear()
         self._producer = new_producer(location, error_cb=self._ear)
         self._closing = threading.Event()
@@ -113,6 +115,7 @@ class Sender:
                 f"within {self._location.timeout:g} s; they may be stored all the same"
             )
         if pending.error is not None:
+            self._failed()
             raise translate(self._location, pending.error, "take a message", self._ear)
         if pending.unplaced:
             raise TransportError(

@@ -34,6 +34,7 @@ from taskline.transports.kafka.records import (
     Headers,
     headers_of,
     key_of,
+    texts_of,
 )
 from taskline.transports.kafka.sender import Outgoing, Sender
 
@@ -98,8 +99,13 @@ class KafkaTransport(Transport):
         if self._sender is None:
             with self._lock:
                 if self._sender is None:
-                    self._sender = Sender(self.location)
+                    self._sender = Sender(self.location, self._look_again)
         return self._sender
+
+    def _look_again(self) -> None:
+        """A message was not stored: perhaps somebody has deleted its topic."""
+        self._topics = {}
+        self._cluster.forget()
 
     def _topic(self, queue: str, priority: int) -> str:
         """The topic of a message, which is there from now on."""
@@ -195,16 +201,17 @@ class KafkaTransport(Transport):
             return member.receipts.give_back(deliveries)
         if deliveries:
             need_delays(self._cluster)
-        now = self.clock.time()
+        now, keys = self.clock.time(), member.assignment.keys(deliveries)
 
         def wait(delivery: Delivery) -> Outgoing:
             headers: Headers = [
                 (ID, delivery.id.encode()),
                 (DELIVERIES, b"%d" % delivery.deliveries),
                 (LOST, b"%d" % delivery.lost),
+                *texts_of(delivery.frame),
             ]
-            topic = delivery.receipt.topic
-            return delayed(self.location, topic, delivery.frame, headers, None, now + delay, now)
+            topic, key = delivery.receipt.topic, keys.get(delivery.id)
+            return delayed(self.location, topic, delivery.frame, headers, key, now + delay, now)
 
         return self._move(deliveries, wait)
 

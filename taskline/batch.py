@@ -121,7 +121,7 @@ class Batch:
         """Add those of messages that are stored to the results."""
         app = self._app
         self._results._extend(
-            AsyncResult(app, each.header.id, header=each.header) for each in messages
+            [AsyncResult(app, header.id, header) for header in [each.header for each in messages]]
         )
 
     def _check(self) -> None:

@@ -196,7 +196,7 @@ class Calls(Generic[P, R]):
         if app.settings.eager:
             return app.run_here(message)
         app.send((message,))
-        return AsyncResult(app, message.header.id, header=message.header)
+        return AsyncResult(app, message.header.id, message.header)
 
     def _send_unique(self, messages: Sequence[Message]) -> list[AsyncResult[R]]:
         from taskline import claims
@@ -226,7 +226,7 @@ class Calls(Generic[P, R]):
         def stored(chunk: list[Message]) -> None:
             nonlocal header
             header = header or chunk[0].header
-            results.extend(AsyncResult(app, each.header.id, header=header) for each in chunk)
+            results.extend([AsyncResult(app, each.header.id, header) for each in chunk])
 
         send_many(app, self._messages(calls), stored)
         return ResultSet(app, results)

@@ -206,7 +206,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 _header_decoder = msgspec.json.Decoder(Header)
 _outcome_decoder = msgspec.json.Decoder(OutcomeHeader)
-_encode = msgspec.json.encode
+_encode = msgspec.json.Encoder().encode
 
 
 _TAILS = 256
@@ -214,15 +214,23 @@ _TAILS = 256
 _VERSIONS = bytes(0x70 | byte & 0x0F for byte in range(256))
 _VARIANTS = bytes(0x80 | byte & 0x3F for byte in range(256))
 _tails: list[str] = []
+_stamp = (0, "")
+"""The millisecond of the last id, and its digits."""
 
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562) as 32 hexadecimal digits: sorts by time of creation."""
+    global _stamp
     try:
         tail = _tails.pop()
     except IndexError:
         tail = _more_tails()
-    return f"{time.time_ns() // 1_000_000:012x}{tail}"
+    now = time.time_ns() // 1_000_000
+    millisecond, digits = _stamp
+    if millisecond != now:
+        digits = f"{now:012x}"
+        _stamp = (now, digits)
+    return digits + tail
 
 
 def _more_tails() -> str:
@@ -230,9 +238,9 @@ def _more_tails() -> str:
     rand = bytearray(os.urandom(10 * _TAILS))
     rand[0::10] = rand[0::10].translate(_VERSIONS)
     rand[2::10] = rand[2::10].translate(_VARIANTS)
-    digits = rand.hex()
-    _tails.extend(digits[at : at + 20] for at in range(20, len(digits), 20))
-    return digits[:20]
+    first, *others = rand.hex(" ", 10).split()
+    _tails.extend(others)
+    return first
 
 
 if hasattr(os, "register_at_fork"):

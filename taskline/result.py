@@ -51,7 +51,6 @@ class AsyncResult(Generic[R]):
         self,
         app: Taskline,
         id: str,
-        *,
         header: Header | None = None,
         final: Outcome | None = None,
     ) -> None:

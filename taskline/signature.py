@@ -93,12 +93,13 @@ class TaskSignature:
             if asked is not None and type(value) not in asked.accepts:
                 self._check_slowly(args, kwargs)
                 return
-        for name, value in kwargs.items():
-            asked = self._by_name.get(name, self._star_star)
-            if asked is not None and type(value) not in asked.accepts:
-                self._check_slowly(args, kwargs)
-                return
-        if len(args) > self._most and self._star is not None:
+        if kwargs:
+            for name, value in kwargs.items():
+                asked = self._by_name.get(name, self._star_star)
+                if asked is not None and type(value) not in asked.accepts:
+                    self._check_slowly(args, kwargs)
+                    return
+        if self._star is not None and len(args) > self._most:
             self._check_slowly(args, kwargs)
 
     def check_partial(

@@ -59,7 +59,7 @@ _strict_encode: Callable[[Any], str] | None = None
 def dumps_json(value: Any) -> bytes:
     """The value as JSON. Raises `ValueError` for a NaN or an infinity within."""
     body = _encode_json(value)
-    if b"null" in body and value is not None:
+    if body.find(b"null") >= 0 and value is not None:
         _refuse_non_finite(value)
     return body
 

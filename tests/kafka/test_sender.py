@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from taskline.errors import TransportError
 from taskline.kafka.location import locate
@@ -33,12 +33,16 @@ class Producer:
         self.answers: list[tuple[Report, KafkaError | None, int | None]] = []
         self.full = 0
         """How many more times the queue is full."""
+        self.too_large = b""
+        """The value that is not taken."""
         self.room = threading.Condition()
 
-    def produce(self, topic: str, value: bytes, key: Any, n: int, report: Report, **_: Any) -> None:
+    def produce(self, topic: str, value: bytes, key: Any, n: int, report: Report, *_: Any) -> None:
         if self.full:
             self.full -= 1
             raise BufferError("Local: Queue full")
+        if value == self.too_large:
+            raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
         self.reports.append(report)
 
     def answer(self, count: int, error: KafkaError | None = None, offset: int | None = 7) -> None:
@@ -105,6 +109,33 @@ def test_one_that_is_refused_fails_the_call(sender: Sender, producer: Producer, 
     producer.answer(2 - at)
     with pytest.raises(TransportError):
         wait()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+@pytest.mark.parametrize("answered_before", [True, False])
+def test_one_that_is_not_taken_fails_the_call_when_those_before_are_answered(
+    sender: Sender, producer: Producer, taken: int, answered_before: bool
+) -> None:
+    producer.too_large = b"%d" % taken
+    wait = sender.begin(records(3))
+    assert len(producer.reports) == taken, "nothing behind it"
+    ended = threading.Event()
+
+    def end() -> None:
+        with pytest.raises(TransportError, match="take a message") as caught:
+            wait()
+        assert not caught.value.retryable
+        ended.set()
+
+    if answered_before:
+        producer.answer(taken)
+    waiting = threading.Thread(target=end, daemon=True)
+    waiting.start()
+    if taken and not answered_before:
+        assert not ended.wait(0.1), "others are under way"
+        producer.answer(taken)
+    assert ended.wait(10)
+    waiting.join()
 
 
 @pytest.mark.parametrize("offset", [None, -1, -1001])

@@ -107,8 +107,10 @@ def texts_of(frame: bytes) -> Headers:
 
 def key_of(message: Message) -> bytes | None:
     """The record's key, by which Kafka chooses the partition."""
-    key = message.header.headers.get(KEY)
-    return None if key is None else str(key).encode()
+    headers = message.header.headers
+    if not headers or (key := headers.get(KEY)) is None:
+        return None
+    return str(key).encode()
 
 
 def entry_of(record: Record) -> Entry:

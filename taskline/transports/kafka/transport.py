@@ -108,10 +108,7 @@ class KafkaTransport(Transport):
         self._cluster.forget()
 
     def _topic(self, queue: str, priority: int) -> str:
-        """The topic of a message, which is there from now on."""
-        known = self._topics.get((queue, priority))
-        if known is not None:
-            return known
+        """The topic of a message, which is there from now on, and among those that are known."""
         location = self.location
         topic = location.topic(queue, location.level(priority))
         self._cluster.need(topic)
@@ -128,7 +125,8 @@ class KafkaTransport(Transport):
     def _record(self, message: Message, deliveries: int = 0) -> Outgoing:
         """The record of a message: for its queue's topic, or for the delay topic."""
         header = message.header
-        topic = self._topic(header.queue, header.priority)
+        queue, priority = header.queue, header.priority
+        topic = self._topics.get((queue, priority)) or self._topic(queue, priority)
         headers = headers_of(header, deliveries)
         key = key_of(message)
         if header.eta is not None and header.eta > (now := self.clock.time()):

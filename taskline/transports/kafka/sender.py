@@ -124,9 +124,10 @@ class Sender:
 
     def _wait(self, pending: _Pending, count: int) -> None:
         if not pending.done.wait(self._location.timeout + 5 * POLL):
+            left = count - pending.answered
             raise TransportError(
-                f"Kafka at {self._location.brokers} has not acknowledged {count - pending.answered} "
-                f"messages within {self._location.timeout:g} s; they may be stored all the same"
+                f"Kafka at {self._location.brokers} has not acknowledged {left} messages "
+                f"within {self._location.timeout:g} s; they may be stored all the same"
             )
         if pending.error is not None:
             self._failed()

@@ -46,7 +46,7 @@ class Batch:
 
         `results`, if some of the messages are unique: what their senders hold.
         """
-        batch = self._of(app)
+        batch = self if self._app is app and self._open else self._of(app)
         if batch is None:
             return False
         if results is not None:

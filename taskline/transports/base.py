@@ -15,7 +15,7 @@ No transport object is used across a fork; `close` ends its use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -66,6 +66,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     delayed. False: `ready` is all that is not done, about, and a purge leaves what is delayed."""
     any_name: bool = True
     """A queue may have any name; else `send` and `receive` refuse some, and say which."""
+    inherits: bool = False
+    """What a dead process held stays its own until somebody is in its place: the process that
+    replaces it at once is to `inherit`, and nobody needs to `recover`."""
 
 
 class QueueStats(msgspec.Struct, kw_only=True):
@@ -224,6 +227,19 @@ class Transport(ABC):
         Messages whose ids are in `started` count as lost once more (`lost` + 1);
         the others were never begun and do not.
         """
+
+    def recover_all(self, dead: Mapping[str, Collection[str]]) -> int:
+        """`recover` several dead consumers, given with what had begun there."""
+        return sum(self.recover(consumer, started) for consumer, started in dead.items())
+
+    def inherit(self, place: str, started: Collection[str]) -> int:
+        """Be in the place of a dead consumer, and have what it held; returns how much that was.
+
+        Before `prepare`, in a new process, where the transport `inherits`. As `recover`, but
+        that the messages are ready here. `place` is the dead one's name or, where that one was in
+        a place itself, the name of the first that was there. A call that raised may be repeated.
+        """
+        return self.recover(place, started)
 
     @abstractmethod
     def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:

@@ -78,6 +78,8 @@ class IOThread:
         ranks: dict[str, int] | None = None,
         remote: Remote | None = None,
         gauge: Gauge | None = None,
+        place: str = "",
+        begun: Collection[str] = (),
     ) -> None:
         self._app = app
         self._runner = runner
@@ -94,6 +96,8 @@ class IOThread:
         self._drain = drain
         self._remote = remote
         self._gauge = gauge
+        self._place = place
+        self._begun = begun
         self.state = State()
         """What all workers of the app are told."""
         self.drained = False
@@ -162,6 +166,7 @@ class IOThread:
                     transport = transport or self._app.open_transport_for(self._queues)
                     backend = backend or self._app.open_backend()
                     _reach(transport, backend)
+                    self._inherit(transport)
                     transport.prepare(self._queues, self._lease, self._consumer)
                     if self._remote is not None and backend is not None:
                         self._remote.open(backend)
@@ -183,6 +188,12 @@ class IOThread:
             for resource in (transport, backend):
                 if resource is not None:
                     resource.close()
+
+    def _inherit(self, transport: Transport) -> None:
+        """Have what a dead process held whose place is ours. Before any message is received, and
+        so before the ledger says that we are ready: who dies before that leaves it to the next."""
+        if self._place and (count := transport.inherit(self._place, self._begun)):
+            log.warning("took over %d messages of a dead process", count)
 
     def begin(self, transport: Transport, backend: Backend | None) -> None:
         """Get ready to `step`, with a broker and a backend that were reached."""

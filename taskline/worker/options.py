@@ -69,6 +69,11 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """Set by the supervisor: which of its processes this is."""
     replaces: str = ""
     """Set by the supervisor: what the broker called the dead process in whose place this one is."""
+    place: str = ""
+    """Set by the supervisor: what the first of those was called in whose place it is at the broker,
+    where that knows places; empty where it is to have one of its own."""
+    begun: list[str] = []
+    """Set by the supervisor: the messages that those before it ran when they died."""
     hung_after: Seconds = 60.0
     """Seconds without a sign of its I/O thread after which a process is killed."""
     status_file: str | None = None

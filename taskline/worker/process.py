@@ -111,6 +111,8 @@ class Worker:
                 app, msgspec.structs.replace(options, name=self.name), self._stop_io, requests
             ),
             gauge=gauge_for(options, options.queues or served_queues(app), requests),
+            place=options.place,
+            begun=options.begun,
         )
         self._on_sigint: Interrupts | None = None
         if isinstance(runner, solo.SoloRunner):

@@ -99,8 +99,12 @@ class Delays:
         dead: DeadLetters,
         instance: str,
         clock: Clock,
+        inherited: str = "",
     ) -> None:
-        """Raises `ConfigurationError` for settings that librdkafka does not take."""
+        """`inherited` is the name of a dead mover, in whose place this one is.
+
+        Raises `ConfigurationError` for settings that librdkafka does not take.
+        """
         self._location = location
         self._cluster = cluster
         self._dead = dead
@@ -108,6 +112,7 @@ class Delays:
         self._instance = self._name
         # What librdkafka does not take is told here, not in the thread.
         self._producer = new_producer(location, **{"transactional.id": self._name})
+        self._inherited = inherited
         self._clock = clock
         self._closing = threading.Event()
         self._wakes: dict[int, float] = {}
@@ -162,8 +167,9 @@ class Delays:
     def _move_on(self) -> None:
         location = self._location
         need_delays(self._cluster)
-        instance = f"{self._name}.{secrets.token_hex(4)}"  # who was put out does not come back
-        self._instance = instance
+        # Who was put out does not come back.
+        instance = self._inherited or f"{self._name}.{secrets.token_hex(4)}"
+        self._instance, self._inherited = instance, ""
         ear = Ear()
         consumer = new_consumer(
             location,

@@ -1,9 +1,12 @@
-"""Handing back at once what a dead worker process held: another takes its place and leaves.
+"""Handing back at once what a dead worker process held: another takes its place.
 
 A static member's name (group.instance.id) may be taken by a new member at any time: the
 broker gives it the partitions and refuses the old one from then on. Who does that in the
-name of a dead process reads what that one may have held, writes down what was lost, and
-leaves the group, which then gives the partitions to the living.
+name of a dead process reads what that one may have held, and writes down what was lost.
+
+Then it leaves the group, which gives the partitions to the living (`evict`), or the process
+that replaces the dead one goes on under that name (`take_place`): to the group nothing has
+happened then. Without a rebalance nobody waits for anybody, also where many die at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
 
@@ -50,38 +55,72 @@ def new_name(consumer: str) -> str:
     return name_of(consumer) + secrets.token_hex(4)
 
 
+def memberships(cluster: Cluster, group: str, consumer: str) -> dict[str, list[TopicPartition]]:
+    """The names of a consumer's memberships of a group, and what each has there."""
+    start = name_of(consumer)
+    members = cluster.members(group)
+    return {each: places for each, places in members.items() if each.startswith(start)}
+
+
 def evict(
     location: Location,
     cluster: Cluster,
     clock: Clock,
-    consumer: str,
-    started: Collection[str],
+    dead: Mapping[str, Collection[str]],
     but: str = "",
 ) -> int:
-    """Put all memberships of a dead consumer, `but` one, out of the groups.
+    """Put all memberships of dead consumers, `but` one, out of the groups.
 
-    See `Transport.recover`.
+    All at the same time, each in a thread of its own: a rebalance that has begun waits for every
+    member, so none of them could be taken over before the last. See `Transport.recover_all`.
     """
-    recovered = 0
-    start = name_of(consumer)
+    handing_back: list[Callable[[], int]] = []
+    group, movers = location.group, location.delay_topic
+    for consumer, started in dead.items():
+        for instance, places in memberships(cluster, group, consumer).items():
+            if instance != but:
+                takeover = _Takeover(cluster, clock, group, instance, location.timeout)
+                handing_back.append(partial(takeover.run, places, started))
+        for instance in memberships(cluster, movers, consumer):
+            if not (but and instance.startswith(but)):
+                handing_back.append(partial(_put_out_mover, cluster, clock, instance))
+    if len(handing_back) < 2:
+        return sum(each() for each in handing_back)
+    with ThreadPoolExecutor(len(handing_back), "taskline-kafka-takeover") as threads:
+        return sum([each.result() for each in [*map(threads.submit, handing_back)]])
 
-    def dead(group: str) -> list[tuple[str, list[TopicPartition]]]:
-        return [
-            (instance, places)
-            for instance, places in cluster.members(group).items()
-            if instance.startswith(start) and not (but and instance.startswith(but))
-        ]
 
-    for instance, places in dead(location.group):
+def _put_out_mover(cluster: Cluster, clock: Clock, instance: str) -> int:
+    location = cluster.location
+    within = min(MOVER, location.timeout)
+    try:
+        _Takeover(cluster, clock, location.delay_topic, instance, within).run([], ())
+    except TransportError as error:
+        log.info("%s; its lines go to another when its session ends", error)
+    return 0
+
+
+class Place(NamedTuple):
+    """What a dead consumer was called in the groups; empty where it is no member of one."""
+
+    member: str = ""
+    mover: str = ""
+
+
+def take_place(
+    location: Location, cluster: Cluster, clock: Clock, consumer: str, started: Collection[str]
+) -> tuple[Place, int]:
+    """Take over what a dead consumer held, and stay: the caller joins the groups by its names.
+
+    Returns also how many messages that were. See `Transport.inherit`.
+    """
+    count, last = 0, ""
+    for instance, places in memberships(cluster, location.group, consumer).items():
         takeover = _Takeover(cluster, clock, location.group, instance, location.timeout)
-        recovered += takeover.run(places, started)
-    for instance, places in dead(location.delay_topic):
-        within = min(MOVER, location.timeout)
-        try:
-            _Takeover(cluster, clock, location.delay_topic, instance, within).run(places, started)
-        except TransportError as error:
-            log.info("%s; its lines go to another when its session ends", error)
-    return recovered
+        count += takeover.run(places, started, stay=not last)
+        last = last or instance
+    movers = memberships(cluster, location.delay_topic, consumer)
+    return Place(last, next(iter(movers), "")), count
 
 
 def _revoked(consumer: Consumer, places: list[TopicPartition]) -> None:
@@ -105,12 +144,13 @@ class _Takeover:
         self._found: dict[tuple[str, int], tuple[Partition, int]] | None = None
         """The partitions, each with the offset below which messages may have been held."""
 
-    def run(self, places: list[TopicPartition], started: Collection[str]) -> int:
+    def run(
+        self, places: list[TopicPartition], started: Collection[str], *, stay: bool = False
+    ) -> int:
+        """`stay`: the name is not given up, for who joins by it next."""
         location = self._location
         settings: dict[str, Any] = {"transactional.id": self._instance}
         with asking(location, "hand back what a dead process held"):
-            # A transaction that it left open would hide what it committed.
-            new_producer(location, **settings).init_transactions(self._within)
             consumer = new_consumer(
                 location,
                 **{
@@ -126,11 +166,16 @@ class _Takeover:
             try:
                 topics = sorted({each.topic for each in places}) or [location.delay_topic]
                 consumer.subscribe(topics, on_assign=self._assigned, on_revoke=_revoked)
+                # While it joins, and before `_assigned` is called, which asks what was committed:
+                # a transaction that the dead one left open would hide that.
+                new_producer(location, **settings).init_transactions(self._within)
                 while self._found is None:
                     self._poll(consumer)
                 recovered = 0
                 if self._group == location.group:
                     recovered = self._put_down(consumer, started)
+                if stay:
+                    return recovered  # to close a static member does not tell the group
                 leave(
                     consumer,
                     topics,

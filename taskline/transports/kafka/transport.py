@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,7 +25,7 @@ from taskline.registry import Spec
 from taskline.transports.base import Capabilities, QueueStats, StoredMessage, Transport
 from taskline.transports.kafka.dead import DeadLetters
 from taskline.transports.kafka.delays import Delays, delayed, need_delays
-from taskline.transports.kafka.eviction import evict, new_name
+from taskline.transports.kafka.eviction import Place, evict, new_name, take_place
 from taskline.transports.kafka.member import Member
 from taskline.transports.kafka.records import (
     DELIVERIES,
@@ -60,6 +60,7 @@ class KafkaTransport(Transport):
         shared=False,
         random_access=False,
         any_name=False,
+        inherits=True,
     )
 
     def __init__(self, location: Location, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -78,6 +79,10 @@ class KafkaTransport(Transport):
         self._served: set[str] = set()
         """Queues, and patterns of them, that it has got ready to receive from."""
         self._interrupted = False
+        self._named = ""
+        """What begins the names of our memberships: see `inherit`."""
+        self._place = Place()
+        """The names of a dead one's that are now ours, until they are used."""
         self._trim_at = clock.monotonic() + TRIM_EVERY
         self._trimmed: dict[tuple[str, int], int] = {}
 
@@ -165,7 +170,8 @@ class KafkaTransport(Transport):
             old, self._member = self._member, None
         if old is not None:
             old.close()
-        instance = new_name(consumer)
+        place, self._place = self._place, Place()
+        instance = place.member or new_name(self._named or consumer)
         member = Member(self._cluster, instance, lease, self.clock)
         with self._lock:
             self._member = member
@@ -174,7 +180,12 @@ class KafkaTransport(Transport):
                 member.interrupt()
             if self._delays is None:
                 self._delays = Delays(
-                    self.location, self._cluster, self._dead, instance, self.clock
+                    self.location,
+                    self._cluster,
+                    self._dead,
+                    instance,
+                    self.clock,
+                    place.mover,
                 )
         return member
 
@@ -264,16 +275,27 @@ class KafkaTransport(Transport):
             return [delivery]
 
     def recover(self, consumer: str, started: Collection[str]) -> int:
+        return self.recover_all({consumer: started})
+
+    def recover_all(self, dead: Mapping[str, Collection[str]]) -> int:
         member = self._member
-        own = 0 if member is None else member.assignment.recover(consumer, set(started))
+        own = 0
+        if member is not None:
+            own = sum(member.assignment.recover(each, set(dead[each])) for each in dead)
         return own + evict(
             self.location,
             self._cluster,
             self.clock,
-            consumer,
-            set(started),
+            {each: set(started) for each, started in dead.items()},
             but="" if member is None else member.assignment.instance,
         )
+
+    def inherit(self, place: str, started: Collection[str]) -> int:
+        self._named = place
+        self._place, count = take_place(
+            self.location, self._cluster, self.clock, place, set(started)
+        )
+        return count
 
     # ---- looking
 

@@ -222,10 +222,19 @@ class RoutedTransport(Transport):
         return self._tell(burials, _first, call)
 
     def recover(self, consumer: str, started: Collection[str]) -> int:
+        return self._of_the_dead(lambda one: one.recover(consumer, started))
+
+    def recover_all(self, dead: Mapping[str, Collection[str]]) -> int:
+        return self._of_the_dead(lambda one: one.recover_all(dead))
+
+    def inherit(self, place: str, started: Collection[str]) -> int:
+        return self._of_the_dead(lambda one: one.inherit(place, started))
+
+    def _of_the_dead(self, call: Callable[[Transport], int]) -> int:
         count, errors = 0, []
         for connector in self._asked:
             try:
-                count += connector.transport.recover(consumer, started)
+                count += call(connector.transport)
             except TransportError as error:
                 errors.append(error)
         if errors:

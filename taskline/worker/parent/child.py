@@ -35,6 +35,12 @@ class Child:
         self.control = -1
         """The pipe through which it is told to stop."""
         self.consumer = ""
+        self.place = ""
+        """The name at the broker of the first of those who are in one another's place there."""
+        self.owed: list[str] = []
+        """What those before it ran, of which the broker may not know."""
+        self.died_at = math.inf
+        """When it died, as long as nobody is in its place."""
         self.quick_deaths = 0
         self._was_ready = False
         """Whether the process before had reached its broker."""
@@ -50,6 +56,23 @@ class Child:
         self.stop_at = math.inf
         """When it is told to hand back what it still runs."""
         self.kill_at = math.inf
+
+    def died(self, now: float) -> None:
+        """Note what it ran: who comes next is to know it, beside what it did not come to tell."""
+        begun = [running.id for running in self.ledger.running()]
+        self.owed = begun if self.ledger.ready else [*self.owed, *begun]
+        self.died_at = now
+
+    @property
+    def owes(self) -> bool:
+        """Whether something that began in its place may be unsettled, of its own or of others."""
+        return bool(self.owed) or (self.place != self.consumer and not self.ledger.ready)
+
+    def leave(self) -> tuple[str, list[str]]:
+        """Have no place any more; returns the one that it had, and what was begun there."""
+        place, owed = self.place, self.owed
+        self.place, self.owed, self.died_at = "", [], math.inf
+        return place, owed
 
     @property
     def works(self) -> bool:

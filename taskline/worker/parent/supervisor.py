@@ -71,7 +71,7 @@ class Supervisor:
         self._requests: Requests
         self._starter: Starter
         self._bulletin = Bulletin(self.name, self.options, self._clock)
-        self._recovery = Recovery(app, self.options.queues)
+        self._recovery = Recovery(app, self.options)
         self._to_replace: list[Child] = []
         self._replace_grace = 0.0
         self._children: list[Child] = []
@@ -137,7 +137,7 @@ class Supervisor:
         if order := self._stopping.order(now):
             self._tell_all(order)
         self._bulletin.say(now, self._children, self.wanted, self._stopping.began)
-        self._recovery.look(now)
+        self._recovery.look(now, self._children, stopping=self._stopping.began)
         if self._stopping.began:
             if now >= self._stopping.kill_at:
                 for child in self._children:
@@ -210,15 +210,19 @@ class Supervisor:
             supervisor=os.getpid(),
             number=child.number,
             replaces=child.consumer,
+            place=child.place,
+            begun=child.owed,
             cpus=lifetime.cpus_of(self.options, child.number),
             schedule=self.options.schedule and child.number < SCHEDULERS,
         )
         child.consumer = f"{self.name}-{child.number}-{secrets.token_hex(4)}"
+        child.place = child.place or child.consumer
         try:
             child.pid = self._starter.start(child, options, read_end)
         finally:
             os.close(read_end)
         if child.pid:
+            child.died_at = math.inf
             log.info("process %d started", child.pid)
         else:
             child.ended()
@@ -256,27 +260,31 @@ class Supervisor:
         """A process has ended: hand back what it held, and see to its replacement."""
         pid = child.pid
         child.ended()
+        child.died(self._clock.monotonic())
         crashed = code not in (0, RECYCLED, DRAINED, NOT_DRAINED)
         self._bulletin.count(child, crashed=crashed)
         now = self._clock.monotonic()
         if code == MISCONFIGURED and not child.ledger.ready and not self._works():
             self._exit_code = MISCONFIGURED
             self._stopping.tell()
+            if not child.owes:
+                child.leave()
             return
-        started = [running.id for running in child.ledger.running()]
         if code in (DRAINED, NOT_DRAINED):
             log.info("process %d ended: its queues are empty", pid)
             if code == NOT_DRAINED:
                 self._exit_code = UNFINISHED
             self._children.remove(child)
             return
-        if started or code not in (0, RECYCLED):
-            self._recovery.add(child.consumer, started, now)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._stopping.told or child.succeeded:
             log.info("process %d ended (%s)", pid, how)
         else:
             self._replace(child, now, f"process {pid} ended ({how})", recycled=code == RECYCLED)
+        if not child.owes and code in (0, RECYCLED):
+            child.leave()
+        elif self._stopping.told or child.succeeded or not self._recovery.leaves(child):
+            self._recovery.add(*child.leave(), now)
         if child.succeeded:
             self._children.remove(child)
 
@@ -345,6 +353,7 @@ class Supervisor:
         Nobody has its number then.
         """
         if not child.pid:
+            self._recovery.take(child, self._clock.monotonic())
             self._children.remove(child)
             return
         child.succeeded = True

@@ -13,6 +13,7 @@ from taskline.clock import ManualClock
 from taskline.errors import TransportError
 from taskline.message import new_id
 from taskline.transports.base import Transport
+from taskline.worker.options import WorkerOptions
 from taskline.worker.parent.child import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
 from taskline.worker.parent.recovery import RETRY_AFTER, Recovery
 
@@ -134,7 +135,7 @@ def test_a_broker_out_of_reach_is_told_once(
 ) -> None:
     name = f"memory://{new_id()}"
     app, out_of_reach = Taskline("test", broker=name, backend=name, clock=clock), True
-    recovery = Recovery(app, [])
+    recovery = Recovery(app, WorkerOptions())
     really_open = app.open_transport
 
     def open_transport() -> Transport:

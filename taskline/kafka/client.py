@@ -385,7 +385,9 @@ class Cluster:
         2.16 aborts the process when a broker comes back while it waits for it.
         """
         with asking(self.location, f"describe group {group!r}"):
-            found: list[Any] = self._admin().list_groups(group, timeout=self.location.timeout)
+            found: list[Any] = self._ask_again(
+                lambda: self._admin().list_groups(group, timeout=self.location.timeout), STARTING
+            )
         return {
             each.id[:-UUID]: _assigned(bytes(each.assignment or b""))
             for listed in found

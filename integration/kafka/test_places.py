@@ -188,10 +188,12 @@ def test_a_worker_whose_processes_all_die_keeps_its_places(url: str, tmp_path: P
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             shop.until(
-                lambda known=pids, now=len(shop.begun()): {  # type: ignore[misc]
-                    pid for _, pid in shop.begun()[now:]
-                }
-                - known
+                lambda known=pids, now=len(shop.begun()): (
+                    {  # type: ignore[misc]
+                        pid for _, pid in shop.begun()[now:]
+                    }
+                    - known
+                )
             )
             assert group.places() == before
         # Each ran one, and may have finished some whose receipts had not been committed.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
+import msgspec
 import pytest
 from workbench import Bench
 
@@ -13,9 +15,11 @@ from taskline.clock import ManualClock
 from taskline.errors import TransportError
 from taskline.message import new_id
 from taskline.transports.base import Transport
+from taskline.transports.memory import MemoryTransport
+from taskline.worker import Worker
 from taskline.worker.options import WorkerOptions
 from taskline.worker.parent.child import BACKOFF_MAX, QUICK_DEATHS_FREE, READY_BACKOFF_MAX, Child
-from taskline.worker.parent.recovery import RETRY_AFTER, Recovery
+from taskline.worker.parent.recovery import HEIR_WITHIN, RETRY_AFTER, Recovery
 
 
 @pytest.fixture
@@ -157,3 +161,115 @@ def test_a_broker_out_of_reach_is_told_once(
     recovery.add("dead-2", [], clock.monotonic())
     recovery.look(clock.monotonic())
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+# ---- who replaces a dead process is in its place
+
+
+class Heirs(MemoryTransport):
+    """Says that it has places, and notes what it is told of the dead."""
+
+    capabilities = msgspec.structs.replace(MemoryTransport.capabilities, inherits=True)
+    told: ClassVar[list[Any]] = []
+
+    def inherit(self, place: str, started: Collection[str]) -> int:
+        self.told.append(("inherit", place, [*started]))
+        return len(started)
+
+    def recover(self, consumer: str, started: Collection[str]) -> int:
+        self.told.append(("recover", consumer, [*started]))
+        return len(started)
+
+    def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
+        self.told.append("prepare")
+
+
+@pytest.fixture
+def told(app: Taskline, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What those are told that the app opens."""
+    name = new_id()
+
+    def open_transport() -> Transport:
+        return Heirs(name, app.clock)
+
+    monkeypatch.setattr(app, "open_transport", open_transport)
+    Heirs.told = []
+    return Heirs.told
+
+
+def dead(child: Child, clock: ManualClock, *ran: str, ready: bool = True) -> Child:
+    """One more process of this place has lived, run these and died."""
+    child.ledger.reset()
+    if ready:
+        child.ledger.mark_ready(clock.monotonic())
+    for slot, id in enumerate(ran):
+        child.ledger.start(slot, id, clock.time())
+    child.died(clock.monotonic())
+    return child
+
+
+@pytest.fixture
+def child() -> Child:
+    child = Child(0, 2)
+    child.consumer, child.place = "third", "first"
+    return child
+
+
+def test_who_was_not_in_the_place_yet_leaves_what_is_owed_to_the_next(
+    child: Child, clock: ManualClock
+) -> None:
+    assert dead(child, clock, "a", "b").owed == ["a", "b"]
+    assert dead(child, clock, ready=False).owed == ["a", "b"]
+    assert child.owes
+    assert dead(child, clock, "c").owed == ["c"], "who was has told of those before"
+    dead(child, clock)
+    assert not child.owes
+    dead(child, clock, ready=False)
+    assert child.owes, "nobody ran anything, but the dead may hold something"
+
+
+def test_the_dead_are_left_to_those_that_replace_them_soon(
+    app: Taskline, child: Child, clock: ManualClock, told: list[Any]
+) -> None:
+    recovery = Recovery(app, WorkerOptions())
+    assert recovery.leaves(dead(child, clock, "a"))
+    recovery.look(clock.monotonic(), [child])
+    assert told == []
+    clock.advance(HEIR_WITHIN + 0.1)
+    recovery.look(clock.monotonic(), [child])
+    assert told == [("recover", "first", ["a"])]
+    assert not child.place, "the next one is to have another"
+    recovery.look(clock.monotonic(), [child])
+    assert len(told) == 1
+
+
+def test_the_dead_are_not_left_to_those_that_come_late(
+    app: Taskline, child: Child, clock: ManualClock, told: list[Any]
+) -> None:
+    dead(child, clock, "a")
+    assert not Recovery(app, WorkerOptions(start_method="spawn")).leaves(child)
+    child.start_at = child.died_at + HEIR_WITHIN + 0.1
+    assert not Recovery(app, WorkerOptions()).leaves(child)
+
+
+def test_the_dead_are_not_left_to_anybody_in_a_worker_that_stops(
+    app: Taskline, child: Child, clock: ManualClock, told: list[Any]
+) -> None:
+    Recovery(app, WorkerOptions()).look(clock.monotonic(), [dead(child, clock, "a")], stopping=True)
+    assert told == [("recover", "first", ["a"])]
+
+
+def test_a_transport_without_places_hands_back_at_once(app: Taskline, child: Child) -> None:
+    assert not Recovery(app, WorkerOptions()).leaves(child)
+
+
+def test_an_heir_has_what_it_inherits_before_it_asks_for_more(
+    make_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    monkeypatch.setattr(app, "open_transport", lambda: Heirs(new_id(), app.clock))
+    Heirs.told = []
+    worker = Worker(app, WorkerOptions(place="first", begun=["a"]))
+    worker.start()
+    worker.stop()
+    assert Heirs.told == [("inherit", "first", ["a"]), "prepare"]

@@ -389,6 +389,28 @@ class Recovery(TransportSuite):
         assert transport.recover("dead", set(ids(held))) == 1000
         assert {each.lost for each in self.take(transport, 1000)} == {1}
 
+    def test_who_is_in_the_place_of_a_dead_one_has_what_that_held(
+        self, transport: Transport, other: Transport, connect: Connect
+    ) -> None:
+        self.need(transport, "inherits")
+        transport.send(messages(4))
+        held = self.take(transport, 4, consumer="first")
+        assert other.inherit("first", [held[0].id]) == 4
+        again = self.take(other, 4, consumer="second")
+        assert {each.id: (each.deliveries, each.lost) for each in again} == {
+            each.id: (2, int(each is held[0])) for each in held
+        }
+        assert sorted(ids(transport.ack(held))) == sorted(ids(held))
+        assert list(other.ack(again[:1])) == []
+        third = connect()
+        assert third.inherit("first", [each.id for each in again]) == 3
+        assert third.inherit("first", [each.id for each in again]) == 0, "told twice, counted once"
+        last = self.take(third, 3, consumer="third")
+        assert {each.id: (each.deliveries, each.lost) for each in last} == {
+            each.id: (3, each.lost + 1) for each in again[1:]
+        }
+        assert list(third.ack(last)) == []
+
     def test_they_keep_their_place(self, transport: Transport) -> None:
         self.need(transport, "leases")
         self.need(transport, "ordering")

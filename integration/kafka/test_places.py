@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,22 @@ def test_several_that_are_dead_are_put_out_at_the_same_time(group: Group) -> Non
             until(lambda: [len(has) for has in group.places().values()] == [3, 3])
 
 
+def begun(shop: Shop) -> int:
+    return len(shop.begun())
+
+
+def more_than(shop: Shop, count: float) -> bool:
+    return begun(shop) > count
+
+
+def pids_since(shop: Shop, first: int) -> set[int]:
+    return {pid for _, pid in shop.begun()[first:]}
+
+
+def others_since(shop: Shop, first: int, known: set[int]) -> set[int]:
+    return pids_since(shop, first) - known
+
+
 def test_a_worker_whose_processes_all_die_keeps_its_places(url: str, tmp_path: Path) -> None:
     tasks, processes = 200, 3
     shop = Shop(url, tmp_path)
@@ -181,20 +198,13 @@ def test_a_worker_whose_processes_all_die_keeps_its_places(url: str, tmp_path: P
         for share in (0.2, 0.6):  # the second time those who are in the place of others
             shop.until(lambda: group.settled(processes))
             before = group.places()
-            begun = len(shop.begun())
-            # Only then all of them have certainly begun something since.
-            shop.until(lambda b=begun, s=share: len(shop.begun()) > max(b, s * tasks))  # type: ignore[misc]
-            pids = {pid for _, pid in shop.begun()[begun:]}
-            for pid in pids:
+            first = begun(shop)
+            shop.until(partial(more_than, shop, max(first, share * tasks)))
+            killed = pids_since(shop, first)
+            for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-            shop.until(
-                lambda known=pids, now=len(shop.begun()): (
-                    {  # type: ignore[misc]
-                        pid for _, pid in shop.begun()[now:]
-                    }
-                    - known
-                )
-            )
+            now = begun(shop)
+            shop.until(partial(others_since, shop, now, killed))
             assert group.places() == before
         # Each ran one, and may have finished some whose receipts had not been committed.
         assert shop.finish(results) <= 2 * processes * (1 + 5)

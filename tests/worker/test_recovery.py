@@ -202,8 +202,8 @@ def dead(child: Child, clock: ManualClock, *ran: str, ready: bool = True) -> Chi
     child.ledger.reset()
     if ready:
         child.ledger.mark_ready(clock.monotonic())
-    for slot, id in enumerate(ran):
-        child.ledger.start(slot, id, clock.time())
+    for slot, message in enumerate(ran):
+        child.ledger.start(slot, message, clock.time())
     child.died(clock.monotonic())
     return child
 

@@ -151,7 +151,7 @@ def test_the_others_do_not_notice_when_the_dead_are_replaced(
         group.kill()
         heirs = [opened(group.url), opened(group.url)]
         for heir, consumer in zip(heirs, ("first", "second"), strict=True):
-            assert heir.inherit(consumer, ()) == 0
+            assert heir.inherit(["default"], consumer, ()) == 0
         with receiving(heirs[0], "third"), receiving(heirs[1], "fourth"):
             until(lambda: all(heir._member and heir._member.assignment.order for heir in heirs))
             assert group.places() == before
@@ -170,6 +170,25 @@ def test_several_that_are_dead_are_put_out_at_the_same_time(group: Group) -> Non
             until(lambda: group.is_preparing)
             assert group.desk.recover_all(dict.fromkeys(dead, ())) == 0
             until(lambda: [len(has) for has in group.places().values()] == [3, 3])
+
+
+def test_a_place_can_be_taken_while_a_rebalance_waits_for_the_dead(group: Group) -> None:
+    """The broker does not tell then which partitions the dead one had."""
+    with receiving(opened(group.url), "alive"):
+        group.doom("first")
+        until(lambda: [len(has) for has in group.places().values()] == [3, 3])
+        names = set(group.places())
+        group.kill()
+        with receiving(opened(group.url), "newcomer"):
+            until(lambda: group.is_preparing)
+            heir = opened(group.url)
+            assert heir.inherit(["default"], "first", ()) == 0
+            with receiving(heir, "second"):
+                until(lambda: group.settled(3))
+                assert names < set(group.places())
+                assert {topic for has in group.places().values() for topic, _ in has} == {
+                    heir.location.topic("default")
+                }
 
 
 def begun(shop: Shop) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -127,6 +127,14 @@ class Location(NamedTuple):
         """The queue of a topic."""
         found = _LEVEL.match(topic) if self.priorities > 1 else None
         return (topic if found is None else found[1])[len(self.prefix) :]
+
+    def subscription(self, queues: Iterable[str]) -> set[str]:
+        """The topics of these queues, and the patterns of topics."""
+        wanted = set[str]()
+        for queue in queues:
+            pattern = self.pattern(queue)
+            wanted.update(self.topics(queue) if pattern is None else [pattern])
+        return wanted
 
     @property
     def dead_topic(self) -> str:

@@ -191,8 +191,8 @@ class FaultyTransport(Transport):
     def recover(self, consumer: str, started: Collection[str]) -> int:
         return self._call("recover", lambda: self.inner.recover(consumer, started))
 
-    def inherit(self, place: str, started: Collection[str]) -> int:
-        return self._call("inherit", lambda: self.inner.inherit(place, started))
+    def inherit(self, queues: Sequence[str], place: str, started: Collection[str]) -> int:
+        return self._call("inherit", lambda: self.inner.inherit(queues, place, started))
 
     def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
         return self._call("stats", lambda: self.inner.stats(queues))

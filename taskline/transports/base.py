@@ -229,15 +229,16 @@ class Transport(ABC):
         """
 
     def recover_all(self, dead: Mapping[str, Collection[str]]) -> int:
-        """`recover` several dead consumers, given with what had begun there."""
+        """`recover` several dead consumers, each given with the messages that it ran."""
         return sum(self.recover(consumer, started) for consumer, started in dead.items())
 
-    def inherit(self, place: str, started: Collection[str]) -> int:
+    def inherit(self, queues: Sequence[str], place: str, started: Collection[str]) -> int:
         """Be in the place of a dead consumer, and have what it held; returns how much that was.
 
-        Before `prepare`, in a new process, where the transport `inherits`. As `recover`, but
-        that the messages are ready here. `place` is the dead one's name or, where that one was in
-        a place itself, the name of the first that was there. A call that raised may be repeated.
+        Before `prepare` for the same `queues`, in a new process, where the transport `inherits`.
+        As `recover`, but that the messages are ready here. `place` is the dead one's name or,
+        where that one was in a place itself, the name of the first that was there. A call that
+        raised may be repeated.
         """
         return self.recover(place, started)
 

@@ -192,7 +192,10 @@ class IOThread:
     def _inherit(self, transport: Transport) -> None:
         """Have what a dead process held whose place is ours. Before any message is received, and
         so before the ledger says that we are ready: who dies before that leaves it to the next."""
-        if self._place and (count := transport.inherit(self._place, self._begun)):
+        if not self._place:
+            return
+        count = transport.inherit(self._queues, self._place, self._begun)
+        if count:
             log.warning("took over %d messages of a dead process", count)
 
     def begin(self, transport: Transport, backend: Backend | None) -> None:

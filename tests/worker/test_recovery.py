@@ -172,8 +172,8 @@ class Heirs(MemoryTransport):
     capabilities = msgspec.structs.replace(MemoryTransport.capabilities, inherits=True)
     told: ClassVar[list[Any]] = []
 
-    def inherit(self, place: str, started: Collection[str]) -> int:
-        self.told.append(("inherit", place, [*started]))
+    def inherit(self, queues: Sequence[str], place: str, started: Collection[str]) -> int:
+        self.told.append(("inherit", queues, place, [*started]))
         return len(started)
 
     def recover(self, consumer: str, started: Collection[str]) -> int:
@@ -272,4 +272,4 @@ def test_an_heir_has_what_it_inherits_before_it_asks_for_more(
     worker = Worker(app, WorkerOptions(place="first", begun=["a"]))
     worker.start()
     worker.stop()
-    assert Heirs.told == [("inherit", "first", ["a"]), "prepare"]
+    assert Heirs.told == [("inherit", ["default"], "first", ["a"]), "prepare"]

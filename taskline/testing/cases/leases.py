@@ -7,6 +7,7 @@ import pytest
 from taskline.clock import Clock
 from taskline.testing.cases.transport import (
     LONG,
+    QUEUE,
     Connect,
     TransportSuite,
     ids,
@@ -395,7 +396,7 @@ class Recovery(TransportSuite):
         self.need(transport, "inherits")
         transport.send(messages(4))
         held = self.take(transport, 4, consumer="first")
-        assert other.inherit("first", [held[0].id]) == 4
+        assert other.inherit([QUEUE], "first", [held[0].id]) == 4
         again = self.take(other, 4, consumer="second")
         assert {each.id: (each.deliveries, each.lost) for each in again} == {
             each.id: (2, int(each is held[0])) for each in held
@@ -403,8 +404,10 @@ class Recovery(TransportSuite):
         assert sorted(ids(transport.ack(held))) == sorted(ids(held))
         assert list(other.ack(again[:1])) == []
         third = connect()
-        assert third.inherit("first", [each.id for each in again]) == 3
-        assert third.inherit("first", [each.id for each in again]) == 0, "told twice, counted once"
+        assert third.inherit([QUEUE], "first", [each.id for each in again]) == 3
+        assert third.inherit([QUEUE], "first", [each.id for each in again]) == 0, (
+            "told twice, counted once"
+        )
         last = self.take(third, 3, consumer="third")
         assert {each.id: (each.deliveries, each.lost) for each in last} == {
             each.id: (3, each.lost + 1) for each in again[1:]

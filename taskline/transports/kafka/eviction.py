@@ -15,7 +15,7 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +42,9 @@ BATCH = 500
 MOVER = 2.0
 """Seconds for taking over a mover of delayed messages: a group that several have left by dying
 hands nothing over before their sessions end, and then others have its lines without our help."""
+HEIR = 2
+"""Times `timeout` in which a place is taken: others who died at that time may have nobody who does
+that for them, and the group hands nothing over before their sessions end."""
 
 
 def name_of(consumer: str) -> str:
@@ -71,8 +74,8 @@ def evict(
 ) -> int:
     """Put all memberships of dead consumers, `but` one, out of the groups.
 
-    All at the same time, each in a thread of its own: a rebalance that has begun waits for every
-    member, so none of them could be taken over before the last. See `Transport.recover_all`.
+    All at the same time: a rebalance that has begun waits for every member, so none of them could
+    be taken over before the last. See `Transport.recover_all`.
     """
     handing_back: list[Callable[[], int]] = []
     group, movers = location.group, location.delay_topic
@@ -80,21 +83,27 @@ def evict(
         for instance, places in memberships(cluster, group, consumer).items():
             if instance != but:
                 takeover = _Takeover(cluster, clock, group, instance, location.timeout)
-                handing_back.append(partial(takeover.run, places, started))
+                handing_back.append(partial(takeover.run, _topics(places, location), started))
         for instance in memberships(cluster, movers, consumer):
             if not (but and instance.startswith(but)):
                 handing_back.append(partial(_put_out_mover, cluster, clock, instance))
-    if len(handing_back) < 2:
-        return sum(each() for each in handing_back)
-    with ThreadPoolExecutor(len(handing_back), "taskline-kafka-takeover") as threads:
-        return sum([each.result() for each in [*map(threads.submit, handing_back)]])
+    return _at_the_same_time(handing_back)
+
+
+def _at_the_same_time(works: list[Callable[[], int]]) -> int:
+    """The sum of what these return, each in a thread of its own."""
+    if len(works) < 2:
+        return sum(work() for work in works)
+    with ThreadPoolExecutor(len(works), "taskline-kafka-takeover") as threads:
+        return sum([each.result() for each in [*map(threads.submit, works)]])
 
 
 def _put_out_mover(cluster: Cluster, clock: Clock, instance: str) -> int:
     location = cluster.location
     within = min(MOVER, location.timeout)
     try:
-        _Takeover(cluster, clock, location.delay_topic, instance, within).run([], ())
+        takeover = _Takeover(cluster, clock, location.delay_topic, instance, within)
+        takeover.run([location.delay_topic], ())
     except TransportError as error:
         log.info("%s; its lines go to another when its session ends", error)
     return 0
@@ -108,19 +117,41 @@ class Place(NamedTuple):
 
 
 def take_place(
-    location: Location, cluster: Cluster, clock: Clock, consumer: str, started: Collection[str]
+    location: Location,
+    cluster: Cluster,
+    clock: Clock,
+    queues: Iterable[str],
+    consumer: str,
+    started: Collection[str],
 ) -> tuple[Place, int]:
     """Take over what a dead consumer held, and stay: the caller joins the groups by its names.
 
-    Returns also how many messages that were. See `Transport.inherit`.
+    Returns also how many messages that were. `queues` are those that the caller serves: it gets
+    what it is assigned here. See `Transport.inherit`.
     """
-    count, last = 0, ""
-    for instance, places in memberships(cluster, location.group, consumer).items():
-        takeover = _Takeover(cluster, clock, location.group, instance, location.timeout)
-        count += takeover.run(places, started, stay=not last)
-        last = last or instance
+    topics = sorted(location.subscription(queues))
+    found = memberships(cluster, location.group, consumer)
     movers = memberships(cluster, location.delay_topic, consumer)
-    return Place(last, next(iter(movers), "")), count
+    place = Place(next(iter(found), ""), next(iter(movers), ""))
+    # A process that was put out and joined anew may still be in the group twice, and dead twice.
+    count = _at_the_same_time(
+        [
+            partial(
+                _Takeover(cluster, clock, location.group, each, HEIR * location.timeout).run,
+                topics if each == place.member else _topics(places, location),
+                started,
+                stay=each == place.member,
+            )
+            for each, places in found.items()
+        ]
+    )
+    return place, count
+
+
+def _topics(places: list[TopicPartition], location: Location) -> list[str]:
+    """What to subscribe to in order to get these places: any topic there is where there are none,
+    or the broker does not tell them, as while a rebalance is under way."""
+    return sorted({each.topic for each in places}) or [location.delay_topic]
 
 
 def _revoked(consumer: Consumer, places: list[TopicPartition]) -> None:
@@ -144,9 +175,7 @@ class _Takeover:
         self._found: dict[tuple[str, int], tuple[Partition, int]] | None = None
         """The partitions, each with the offset below which messages may have been held."""
 
-    def run(
-        self, places: list[TopicPartition], started: Collection[str], *, stay: bool = False
-    ) -> int:
+    def run(self, topics: list[str], started: Collection[str], *, stay: bool = False) -> int:
         """`stay`: the name is not given up, for who joins by it next."""
         location = self._location
         settings: dict[str, Any] = {"transactional.id": self._instance}
@@ -164,7 +193,6 @@ class _Takeover:
                 },
             )
             try:
-                topics = sorted({each.topic for each in places}) or [location.delay_topic]
                 consumer.subscribe(topics, on_assign=self._assigned, on_revoke=_revoked)
                 # While it joins, and before `_assigned` is called, which asks what was committed:
                 # a transaction that the dead one left open would hide that.

@@ -149,10 +149,7 @@ class Member:
         if self._wanted and self._queues == tuple(queues):
             return
         self._queues = tuple(queues)
-        location, wanted = self._location, set[str]()
-        for queue in queues:
-            pattern = location.pattern(queue)
-            wanted.update(location.topics(queue) if pattern is None else [pattern])
+        wanted = self._location.subscription(queues)
         if not wanted <= self._wanted:
             self._wanted = self._wanted | wanted
 

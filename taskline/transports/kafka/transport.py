@@ -290,10 +290,10 @@ class KafkaTransport(Transport):
             but="" if member is None else member.assignment.instance,
         )
 
-    def inherit(self, place: str, started: Collection[str]) -> int:
+    def inherit(self, queues: Sequence[str], place: str, started: Collection[str]) -> int:
         self._named = place
         self._place, count = take_place(
-            self.location, self._cluster, self.clock, place, set(started)
+            self.location, self._cluster, self.clock, queues, place, set(started)
         )
         return count
 

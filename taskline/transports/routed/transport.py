@@ -110,11 +110,15 @@ class RoutedTransport(Transport):
     # Receiving
 
     def prepare(self, queues: Sequence[str], lease: float, consumer: str) -> None:
+        for connector, names in self._there(queues).items():
+            connector.transport.prepare(names, lease, consumer)
+
+    def _there(self, queues: Sequence[str]) -> dict[Connector, list[str]]:
+        """These queues by where they are, with their names there."""
         there: dict[Connector, list[str]] = {}
         for connector, name in self._names.places(queues):
             there.setdefault(connector, []).append(name)
-        for connector, names in there.items():
-            connector.transport.prepare(names, lease, consumer)
+        return there
 
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
@@ -222,19 +226,31 @@ class RoutedTransport(Transport):
         return self._tell(burials, _first, call)
 
     def recover(self, consumer: str, started: Collection[str]) -> int:
-        return self._of_the_dead(lambda one: one.recover(consumer, started))
+        return self._of_the_dead(lambda one: one.transport.recover(consumer, started))
 
     def recover_all(self, dead: Mapping[str, Collection[str]]) -> int:
-        return self._of_the_dead(lambda one: one.recover_all(dead))
+        return self._of_the_dead(lambda one: one.transport.recover_all(dead))
 
-    def inherit(self, place: str, started: Collection[str]) -> int:
-        return self._of_the_dead(lambda one: one.inherit(place, started))
+    def inherit(self, queues: Sequence[str], place: str, started: Collection[str]) -> int:
+        there = self._there(queues)
 
-    def _of_the_dead(self, call: Callable[[Transport], int]) -> int:
+        def inherit(connector: Connector) -> int:
+            names = there.get(connector)
+            transport = connector.transport
+            # What serves none of these queues any more has no place for it.
+            return (
+                transport.inherit(names, place, started)
+                if names
+                else transport.recover(place, started)
+            )
+
+        return self._of_the_dead(inherit)
+
+    def _of_the_dead(self, call: Callable[[Connector], int]) -> int:
         count, errors = 0, []
         for connector in self._asked:
             try:
-                count += call(connector.transport)
+                count += call(connector)
             except TransportError as error:
                 errors.append(error)
         if errors:

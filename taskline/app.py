@@ -27,7 +27,7 @@ from typing import (
 
 from msgspec import UNSET, UnsetType
 
-from taskline import config
+from taskline import config, submitting
 from taskline.batch import Batch, current_batch
 from taskline.calls import Calls
 from taskline.clock import SYSTEM_CLOCK, Clock
@@ -66,9 +66,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-CALL = "taskline.call"
-"""The built-in task that runs a function which came with its message."""
 
 _MOST_FINISHED = 1000
 """How many outcomes of eager mode are remembered."""
@@ -140,8 +137,7 @@ class Taskline:
         """What `Depends` has opened in this process."""
         self._finished: dict[str, Outcome] = {}
         self._connections = Connections(settings, self.queues, clock)
-        if "cloudpickle" in settings.accept:
-            self.task(name=CALL, serializer="cloudpickle")(_call)
+        submitting.register(self)
 
     # Tasks
 
@@ -298,14 +294,11 @@ class Taskline:
         self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncResult[R]: ...
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """Send a function that is no task, a closure or a lambda for instance, by cloudpickle."""
-        task = self.tasks.get(CALL)
-        if task is None:
-            raise ConfigurationError(
-                f"submit() sends code: set accept={[*self.settings.accept, 'cloudpickle']!r} and "
-                f"signing_key=..., or accept_unsigned=True if all who reach the broker are trusted"
-            )
-        return task.delay(function, args, kwargs)
+        """Send a function that is no task, a closure or a lambda for instance, by cloudpickle.
+
+        Raises `ConfigurationError` where the setting `accept` does not have cloudpickle.
+        """
+        return submitting.task_of(self).delay(function, args, kwargs)
 
     # Workflows
 
@@ -602,13 +595,3 @@ def _codec(settings: config.Settings, queues: Queues) -> Codec:
             "for some of its queues"
         )
     return Codec(settings)
-
-
-def _call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run a function that came with its message."""
-    value = function(*args, **kwargs)
-    if isinstance(value, Coroutine):
-        import asyncio
-
-        return asyncio.run(value)
-    return value

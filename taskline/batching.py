@@ -7,16 +7,14 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any, get_args
 
 from taskline.errors import ConfigurationError, TasklineError
-from taskline.functions import hints_of
+from taskline.functions import POSITIONAL, hints_of
 from taskline.signature import TaskSignature
 
 if TYPE_CHECKING:
     from taskline.task import Task
 
 LARGEST = 10_000
-
-
-_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+"""Messages of one run, at most."""
 
 
 def check(batch: object, ack: str) -> None:
@@ -33,7 +31,7 @@ class ItemSignature(TaskSignature):
     def __init__(self, function: Callable[..., Any], bind: bool) -> None:
         whole = TaskSignature(function, bind)
         parameters = list(whole.signature.parameters.values())
-        if len(parameters) != 1 or parameters[0].kind not in _POSITIONAL:
+        if len(parameters) != 1 or parameters[0].kind not in POSITIONAL:
             raise ConfigurationError(
                 f"{whole.name}{whole}: a batch task takes one argument, the list of its calls' "
                 "items, such as `def index(documents: list[Document])`"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskline.depends import Dependency, check, is_async, needs_of
 from taskline.errors import ConfigurationError
-from taskline.functions import is_generator, name_of
+from taskline.functions import POSITIONAL, is_generator, name_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -267,8 +267,7 @@ class _Places:
     def __init__(self, function: Callable[..., Any], needs: dict[str, Dependency]) -> None:
         self._needs = needs
         parameters = inspect.signature(function).parameters.values()
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        positional = [p.name for p in parameters if p.kind in kinds]
+        positional = [p.name for p in parameters if p.kind in POSITIONAL]
         self._positions = [(positional.index(name), name) for name in needs if name in positional]
 
     def open(self, resources: Resources, run: Run, given: dict[str, Any]) -> dict[str, Any]:

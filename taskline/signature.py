@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Optional, get_args
 
 from taskline.depends import Dependency, dependencies
 from taskline.errors import ConfigurationError, InvalidArguments
-from taskline.functions import hints_of
+from taskline.functions import POSITIONAL, hints_of
 from taskline.secret import HIDDEN, as_written, is_secret
 
 if TYPE_CHECKING:
     from taskline.conversion import Conversion
-
-_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 class TaskSignature:
@@ -40,7 +37,7 @@ class TaskSignature:
         if self.depends:
             self.signature = _without(self.signature, self.depends)
         parameters = self.signature.parameters.values()
-        positional = [p for p in parameters if p.kind in _POSITIONAL]
+        positional = [p for p in parameters if p.kind in POSITIONAL]
         keyword_only = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
         self._names = [p.name for p in positional]
         self._most = len(positional)
@@ -334,7 +331,7 @@ def _signature(function: Callable[..., Any], bind: bool) -> Signature:
     if not bind:
         return signature
     parameters = list(signature.parameters.values())
-    if parameters and parameters[0].kind in _POSITIONAL:
+    if parameters and parameters[0].kind in POSITIONAL:
         return signature.replace(parameters=parameters[1:])
     if parameters and parameters[0].kind is Parameter.VAR_POSITIONAL:
         return signature

@@ -44,7 +44,7 @@ def Depends(  # noqa: N802
     checker sees that callers leave it out; with an annotation too, `= Depends()` is enough.
     Raises `ConfigurationError`.
     """
-    if opener is not None and not callable(opener):
+    if type(opener) is _Unknown or not (opener is None or callable(opener)):
         raise ConfigurationError(
             f"Depends({opener!r}): give the function that opens it, not what it returns"
         )
@@ -210,6 +210,10 @@ class _Unknown:
         return self
 
     __ror__ = __or__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Only there because Python 3.10 takes nothing for a type that cannot be called."""
+        raise TypeError(f"{self!r}: it cannot be called")
 
     def __repr__(self) -> str:
         return f"{self._name}, which is not known here"

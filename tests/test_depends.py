@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import pytest
 
@@ -96,12 +96,14 @@ def test_they_are_no_part_of_the_calls_signature(app: Taskline) -> None:
     def by_default(order: int, session: Session = Depends(open_session)) -> None: ...
     def by_both(order: int, *, session: SessionDep = Depends()) -> None: ...
     def for_checkers(engine: Annotated[Engine, Depends(open_session)]) -> None: ...
+    def or_none(engine: Annotated[Optional[Engine], Depends(open_session)]) -> None: ...  # noqa: UP045
 
     assert signature_of(app, by_note) == "(order: int) -> str"
     assert signature_of(app, by_alias) == "(order: int = 1) -> None"
     assert signature_of(app, by_default) == "(order: int) -> None"
     assert signature_of(app, by_both) == "(order: int) -> None"
     assert signature_of(app, for_checkers) == "() -> None"
+    assert signature_of(app, or_none) == "() -> None"
 
 
 def test_other_annotations_are_left_alone(app: Taskline) -> None:
@@ -332,6 +334,7 @@ def test_what_cannot_be_opened_is_refused_where_it_is_declared(app: Taskline) ->
     def no_opener(value: Annotated[Session, Depends()]) -> None: ...
     def two(value: SessionDep = Depends(url)) -> None: ...
     def missing(value: Annotated[Session, Depends(nowhere)]) -> None: ...  # noqa: F821
+    def made(value: Annotated[Session, Depends(nowhere())]) -> None: ...  # noqa: F821
 
     for function, message in (
         (nobody, "needs_argument opens a dependency, and nobody gives it host"),
@@ -343,6 +346,7 @@ def test_what_cannot_be_opened_is_refused_where_it_is_declared(app: Taskline) ->
         (star, "values is given by keyword"),
         (no_opener, "does not say who opens it"),
         (two, "value has two openers, Depends.open_session. and Depends.url."),
+        (made, "value cannot be read: .*: nowhere, which is not known here: it cannot be called"),
         (missing, "Depends.nowhere, which is not known here.: give the function that opens it"),
     ):
         with pytest.raises(ConfigurationError, match=message) as caught:

@@ -15,6 +15,7 @@ from workbench import Bench
 import taskline
 from taskline import Taskline
 from taskline.sqlite.database import Database
+from taskline.worker.execute import Runner
 from taskline.worker.ledger import Ledger
 
 HOME = taskline.__file__.removesuffix("__init__.py")
@@ -116,8 +117,9 @@ class Profile:
             if code is self._user:
                 self._counting = False
             elif self._counting and code.co_filename.startswith(HOME):
-                self.calls[f"{code.co_filename.removeprefix(HOME)}:{code.co_qualname}"] += 1
-        elif event == "return" and code.co_qualname == "Runner.run":
+                place = f"{code.co_filename.removeprefix(HOME)}:{code.co_firstlineno}"
+                self.calls[f"{place}:{code.co_name}"] += 1
+        elif event == "return" and code is Runner.run.__code__:
             self._counting = True
 
 
@@ -136,7 +138,6 @@ def calls_to_run(app: Taskline, task: Any, count: int) -> Counter[str]:
     return profile.calls
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="functions have no co_qualname")
 def test_calls_from_received_bytes_to_the_users_function(memory_app: Taskline) -> None:
     @memory_app.task
     def nothing(number: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, cast
 
+import msgspec
+
 from taskline.errors import TasklineError
 from taskline.message import Header
 
@@ -32,7 +34,7 @@ class Progress(NamedTuple):
         return min(1.0, max(0.0, self.done / self.total))
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One run of a task: what its message says, and what this handing-over adds.
 
     `receipt` is the transport's own, opaque to all others. `deadline` is the time
@@ -41,36 +43,17 @@ class Request:
     task may look at it and return early.
     """
 
-    __slots__ = (
-        "cancelled",
-        "children",
-        "deadline",
-        "deliveries",
-        "header",
-        "receipt",
-        "reported",
-    )
-
+    header: Header
+    deliveries: int = 1
+    receipt: Any = None
+    deadline: float | None = None
     batch: Sequence[Request] = ()
     """In a batch task: the requests of its calls, in the order of the items."""
-
-    def __init__(
-        self,
-        header: Header,
-        *,
-        deliveries: int = 1,
-        receipt: Any = None,
-        deadline: float | None = None,
-    ) -> None:
-        self.header = header
-        self.deliveries = deliveries
-        self.receipt = receipt
-        self.deadline = deadline
-        self.cancelled = False
-        self.children: list[str] | None = None
-        """The ids of what it has sent itself, the first `MOST_CHILDREN` of them."""
-        self.reported: Progress | None = None
-        """What `progress` was told last."""
+    cancelled: bool = False
+    children: list[str] | None = None
+    """The ids of what it has sent itself, the first `MOST_CHILDREN` of them."""
+    reported: Progress | None = None
+    """What `progress` was told last."""
 
     def sent(self, id: str) -> None:
         """Note that the task has sent another, or started a workflow."""
@@ -159,18 +142,6 @@ def _is_number(value: object) -> bool:
 
 class BatchRequest(Request):
     """A run of a batch task. It speaks of its first call; `batch` has the requests of all."""
-
-    __slots__ = ("batch",)
-
-    def __init__(self, batch: list[Request]) -> None:
-        first = batch[0]
-        super().__init__(
-            first.header,
-            deliveries=first.deliveries,
-            receipt=first.receipt,
-            deadline=first.deadline,
-        )
-        self.batch = batch
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         for each in self.batch:

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from taskline import context
 from taskline.app import Taskline
 from taskline.config import LOG_LEVELS
@@ -35,7 +37,7 @@ class StepState:
         """What follows from it has been started."""
 
 
-class Job:
+class Job(msgspec.Struct, eq=False):
     """A delivery on its way through this process.
 
     The I/O thread makes it; from the moment a slot takes it until its verdict is
@@ -44,82 +46,46 @@ class Job:
     time and read by the slot.
     """
 
-    __slots__ = (
-        "abandoned",
-        "begins_by",
-        "body",
-        "claim",
-        "deadline",
-        "delay",
-        "delivery",
-        "early",
-        "emits",
-        "events",
-        "finished",
-        "header",
-        "interrupted",
-        "letter",
-        "lost",
-        "marked",
-        "outcome",
-        "outranked",
-        "reported",
-        "request",
-        "revoked",
-        "soft_deadline",
-        "started",
-        "step",
-        "stored",
-        "successor",
-        "task",
-        "terminate",
-        "verdict",
-    )
-
+    delivery: Delivery
+    header: Header | None
+    body: bytes
+    task: Task[..., Any] | None
     members: Sequence[Job] = ()
     """Of a batch: the jobs that are run together."""
-
-    def __init__(
-        self, delivery: Delivery, header: Header | None, body: bytes, task: Task[..., Any] | None
-    ) -> None:
-        self.delivery = delivery
-        self.header = header
-        self.body = body
-        self.task = task
-        self.request: context.Request | None = None
-        self.reported: context.Progress | None = None
-        """What has been stored of its progress."""
-        self.started = 0.0
-        """Unix seconds; 0 while it waits."""
-        self.finished = 0.0
-        self.begins_by = 0.0
-        """Until when its limits let it begin, Unix seconds; 0 where that does not matter."""
-        self.deadline = 0.0
-        """When the hard time limit ends the run, by the monotonic clock; 0 for never."""
-        self.soft_deadline = 0.0
-        self.verdict = ""
-        self.outcome: Outcome | None = None
-        self.successor: Message | None = None
-        self.letter: DeadLetter | None = None
-        self.delay = 0.0
-        self.claim: bytes | None = None
-        """Of a unique call: what its run holds under its key; None before it began."""
-        self.step: StepState | None = None
-        """Set for a step of a workflow."""
-        self.outranked = False
-        """A later run has stored its outcome already."""
-        self.emits: list[Message] | None = None
-        """What the task sends by its end, until it is sent."""
-        self.early = False
-        self.stored = False
-        self.marked = False
-        self.lost = False
-        self.revoked = False
-        self.terminate = False
-        self.abandoned = False
-        self.interrupted: Exception | None = None
-        self.events: list[tuple[str, tuple[Any, ...]]] | None = None
-        """What its middleware has still to be told."""
+    request: context.Request | None = None
+    reported: context.Progress | None = None
+    """What has been stored of its progress."""
+    started: float = 0.0
+    """Unix seconds; 0 while it waits."""
+    finished: float = 0.0
+    begins_by: float = 0.0
+    """Until when its limits let it begin, Unix seconds; 0 where that does not matter."""
+    deadline: float = 0.0
+    """When the hard time limit ends the run, by the monotonic clock; 0 for never."""
+    soft_deadline: float = 0.0
+    verdict: str = ""
+    outcome: Outcome | None = None
+    successor: Message | None = None
+    letter: DeadLetter | None = None
+    delay: float = 0.0
+    claim: bytes | None = None
+    """Of a unique call: what its run holds under its key; None before it began."""
+    step: StepState | None = None
+    """Set for a step of a workflow."""
+    outranked: bool = False
+    """A later run has stored its outcome already."""
+    emits: list[Message] | None = None
+    """What the task sends by its end, until it is sent."""
+    early: bool = False
+    stored: bool = False
+    marked: bool = False
+    lost: bool = False
+    revoked: bool = False
+    terminate: bool = False
+    abandoned: bool = False
+    interrupted: Exception | None = None
+    events: list[tuple[str, tuple[Any, ...]]] | None = None
+    """What its middleware has still to be told."""
 
     @property
     def limit(self) -> float | None:
@@ -347,9 +313,7 @@ class Runner:
     def request(self, job: Job, header: Header) -> context.Request:
         """What the job's run knows of itself."""
         delivery = job.delivery
-        request = job.request = context.Request(
-            header, deliveries=delivery.deliveries, receipt=delivery.receipt
-        )
+        request = job.request = context.Request(header, delivery.deliveries, delivery.receipt)
         if job.deadline:
             request.deadline = job.started + (job.limit or 0.0)
         return request

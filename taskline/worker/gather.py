@@ -21,22 +21,24 @@ from taskline.worker.prefetch import PATIENCE
 class BatchJob(Job):
     """One run of many messages: a slot runs it as one job, each member gets its own verdict."""
 
-    __slots__ = ("_items", "_ledger", "_ran", "members", "places")
+    places: list[int] = []
+    """Where the ledger has the members but the first, which is in the slot's own place."""
+    _ledger: Ledger | None = None
+    _items: list[Any] = []
+    _ran: list[Job] = []
 
-    def __init__(self, members: list[Job], ledger: Ledger | None, places: list[int]) -> None:
+    @classmethod
+    def of(cls, members: list[Job], ledger: Ledger | None, places: list[int]) -> BatchJob:
+        """The job that runs these."""
         first = members[0]
         assert first.header is not None
         # What one message says of times does not hold for the others.
         header = msgspec.structs.replace(
             first.header, expires=None, timeout=None, soft_timeout=None, retry=None
         )
-        super().__init__(first.delivery, header, b"", first.task)
-        self.members = members
-        self.places = places
-        """Where the ledger has the members but the first, which is in the slot's own place."""
-        self._ledger = ledger
-        self._items: list[Any] = []
-        self._ran: list[Job] = []
+        batch = cls(first.delivery, header, b"", first.task, members, places=places)
+        batch._ledger = ledger
+        return batch
 
     def begin(self, now: float, monotonic: Callable[[], float]) -> float:
         first_limit = super().begin(now, monotonic)
@@ -47,7 +49,7 @@ class BatchJob(Job):
 
     def abandon(self) -> Job:
         self.abandoned = True
-        twin = BatchJob([each.abandon() for each in self.members], self._ledger, self.places)
+        twin = BatchJob.of([each.abandon() for each in self.members], self._ledger, self.places)
         twin.started = self.started
         twin.interrupted = self.interrupted
         self.places = []
@@ -139,7 +141,12 @@ class BatchJob(Job):
             requests.append(request)
             self._items.append(item)
             self._ran.append(member)
-        return context.BatchRequest(requests) if requests else None
+        if not requests:
+            return None
+        first = requests[0]
+        return context.BatchRequest(
+            first.header, first.deliveries, first.receipt, first.deadline, requests
+        )
 
     def _share(self, runner: Runner, values: Any) -> None:
         """Give each member that ran its result."""
@@ -220,7 +227,7 @@ class Gather:
                     break
                 some, jobs = jobs[: task.batch], jobs[task.batch :]
                 places, self._free = self._free[: len(some) - 1], self._free[len(some) - 1 :]
-                begun.append(BatchJob(some, self._ledger, places))
+                begun.append(BatchJob.of(some, self._ledger, places))
             if jobs:
                 self._waiting[task] = (since, jobs)
             else:

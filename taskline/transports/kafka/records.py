@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+import msgspec
+
 from taskline.errors import SerializationError
 from taskline.message import DeadLetter, Header, Message, split
 
@@ -37,44 +39,22 @@ TRACEBACK_BYTES = 65536
 Headers: TypeAlias = "list[tuple[str, str | bytes | None]]"
 
 
-class Entry:
+class Entry(msgspec.Struct, eq=False, gc=False):
     """A record that was read and is not finished."""
 
-    __slots__ = (
-        "consumer",
-        "deliveries",
-        "frame",
-        "id",
-        "key",
-        "lost",
-        "offset",
-        "serial",
-        "until",
-    )
-
-    # Of one that is in somebody's hands:
-    consumer: str
-    serial: int
-    """Of its last handing-over."""
-    until: float
-    """The end of its lease, by the monotonic clock."""
-
-    def __init__(
-        self,
-        offset: int,
-        id: str,
-        frame: bytes,
-        key: bytes | None = None,
-        deliveries: int = 0,
-        lost: int = 0,
-    ) -> None:
-        self.offset = offset
-        self.id = id
-        self.frame = frame
-        self.key = key
-        self.deliveries = deliveries
-        """Handings-over before this record was written."""
-        self.lost = lost
+    offset: int
+    id: str
+    frame: bytes
+    key: bytes | None = None
+    deliveries: int = 0
+    """Handings-over before this record was written."""
+    lost: int = 0
+    consumer: str = ""
+    """In whose name it was handed over last."""
+    serial: int = 0
+    """Of that handing-over."""
+    until: float = 0.0
+    """When its lease ends, by the monotonic clock."""
 
 
 def headers_of(header: Header, deliveries: int = 0, lost: int = 0) -> Headers:

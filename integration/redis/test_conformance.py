@@ -17,115 +17,93 @@ from taskline.transports.redis import RedisTransport
 _numbers = count(1)
 
 
-def own_store(server: RedisServer) -> str:
-    return f"{server.url}?namespace=conformance-{os.getpid()}-{next(_numbers)}"
+def own_store(*servers: RedisServer) -> list[str]:
+    """The URLs of what no other test uses on these servers."""
+    name = f"conformance-{os.getpid()}-{next(_numbers)}"
+    return [f"{server.url}?namespace={name}" for server in servers]
 
 
-class TestRedisTransport(TransportConformance):
+class OnRedis:
+    @pytest.fixture
+    def urls(self, redis_server: RedisServer) -> list[str]:
+        return own_store(redis_server)
+
+
+class OnValkey:
+    @pytest.fixture
+    def urls(self, valkey_server: RedisServer) -> list[str]:
+        return own_store(valkey_server)
+
+
+class OnNodes:
+    """Three servers that know nothing of each other."""
+
+    @pytest.fixture
+    def urls(self, redis_nodes: list[RedisServer]) -> list[str]:
+        return own_store(*redis_nodes)
+
+
+class Sent(TransportConformance):
     """In the tests' time, which the scripts then take instead of the server's."""
 
-    histories = 40
+    @pytest.fixture
+    def make_transport(self, urls: list[str]) -> Callable[[Clock], RedisTransport]:
+        return lambda clock: RedisTransport.from_spec(one_or_all(urls), clock)
 
     @pytest.fixture
-    def server(self, redis_server: RedisServer) -> RedisServer:
-        return redis_server
-
-    @pytest.fixture
-    def store(self, server: RedisServer) -> str:
-        return own_store(server)
-
-    @pytest.fixture
-    def make_transport(self, store: str) -> Callable[[Clock], RedisTransport]:
-        return lambda clock: RedisTransport.from_spec(store, clock)
-
-    @pytest.fixture
-    def make_shared_backend(self, store: str) -> Callable[[Clock], RedisBackend]:
-        return lambda clock: RedisBackend.from_spec(store, clock)
+    def make_shared_backend(self, urls: list[str]) -> Callable[[Clock], RedisBackend] | None:
+        return lambda clock: RedisBackend.from_spec(one_or_all(urls), clock)
 
 
-class TestValkeyTransport(TestRedisTransport):
-    histories = 10
-
-    @pytest.fixture
-    def server(self, valkey_server: RedisServer) -> RedisServer:
-        return valkey_server
-
-
-class TestRedisTransportInServerTime(TestRedisTransport):
+class InServerTime:
     manual_clock = False
     short = 0.5
     early = 0.05
 
 
-class TestSeveralNodes(TestRedisTransport):
-    """Three servers that know nothing of each other."""
+class Kept(InServerTime):
+    @pytest.fixture
+    def make_backend(self, urls: list[str]) -> Callable[[Clock], RedisBackend]:
+        return lambda clock: RedisBackend.from_spec(one_or_all(urls), clock)
 
+
+def one_or_all(urls: list[str]) -> str | list[str]:
+    """A URL alone is one server; in a list they are nodes."""
+    return urls[0] if len(urls) == 1 else urls
+
+
+class TestRedisTransport(OnRedis, Sent):
+    histories = 40
+
+
+class TestValkeyTransport(OnValkey, Sent):
     histories = 10
 
-    @pytest.fixture
-    def make_transport(self, redis_nodes: list[RedisServer]) -> Callable[[Clock], RedisTransport]:
-        name = f"?namespace=conformance-{os.getpid()}-{next(_numbers)}"
-        urls = [f"{server.url}{name}" for server in redis_nodes]
-        return lambda clock: RedisTransport.from_spec(urls, clock)
+
+class TestRedisTransportInServerTime(InServerTime, TestRedisTransport): ...
+
+
+class TestSeveralNodes(OnNodes, Sent):
+    histories = 10
 
     @pytest.fixture
     def make_shared_backend(self) -> None:
         return None
 
 
-class TestRedisBackend(BackendConformance):
-    manual_clock = False
-    short = 0.5
-    early = 0.05
-
-    @pytest.fixture
-    def server(self, redis_server: RedisServer) -> RedisServer:
-        return redis_server
-
-    @pytest.fixture
-    def make_backend(self, server: RedisServer) -> Callable[[Clock], RedisBackend]:
-        store = own_store(server)
-        return lambda clock: RedisBackend.from_spec(store, clock)
+class TestRedisBackend(OnRedis, Kept, BackendConformance): ...
 
 
-class TestValkeyBackend(TestRedisBackend):
-    @pytest.fixture
-    def server(self, valkey_server: RedisServer) -> RedisServer:
-        return valkey_server
+class TestValkeyBackend(OnValkey, Kept, BackendConformance): ...
 
 
-class TestRedisKeys(KeyStoreConformance):
-    manual_clock = False
-    short = 0.5
-    early = 0.05
-
-    @pytest.fixture
-    def server(self, redis_server: RedisServer) -> RedisServer:
-        return redis_server
-
-    @pytest.fixture
-    def make_backend(self, server: RedisServer) -> Callable[[Clock], RedisBackend]:
-        store = own_store(server)
-        return lambda clock: RedisBackend.from_spec(store, clock)
+class TestBackendOfSeveralNodes(OnNodes, Kept, BackendConformance): ...
 
 
-class TestValkeyKeys(TestRedisKeys):
-    @pytest.fixture
-    def server(self, valkey_server: RedisServer) -> RedisServer:
-        return valkey_server
+class TestRedisKeys(OnRedis, Kept, KeyStoreConformance): ...
 
 
-class TestBackendOfSeveralNodes(TestRedisBackend):
-    @pytest.fixture
-    def make_backend(self, redis_nodes: list[RedisServer]) -> Callable[[Clock], RedisBackend]:
-        name = f"?namespace=conformance-{os.getpid()}-{next(_numbers)}"
-        urls = [f"{server.url}{name}" for server in redis_nodes]
-        return lambda clock: RedisBackend.from_spec(urls, clock)
+class TestValkeyKeys(OnValkey, Kept, KeyStoreConformance): ...
 
 
-class TestKeysOfSeveralNodes(TestRedisKeys):
-    @pytest.fixture
-    def make_backend(self, redis_nodes: list[RedisServer]) -> Callable[[Clock], RedisBackend]:
-        name = f"?namespace=conformance-{os.getpid()}-{next(_numbers)}"
-        urls = [f"{server.url}{name}" for server in redis_nodes]
-        return lambda clock: RedisBackend.from_spec(urls, clock)
+class TestKeysOfSeveralNodes(OnNodes, Kept, KeyStoreConformance): ...

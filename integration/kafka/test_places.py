@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -172,23 +173,30 @@ def test_several_that_are_dead_are_put_out_at_the_same_time(group: Group) -> Non
             until(lambda: [len(has) for has in group.places().values()] == [3, 3])
 
 
-def test_a_place_can_be_taken_while_a_rebalance_waits_for_the_dead(group: Group) -> None:
-    """The broker does not tell then which partitions the dead one had."""
-    with receiving(opened(group.url), "alive"):
-        group.doom("first")
+def test_who_was_killed_before_it_had_anything_is_replaced_as_well(group: Group) -> None:
+    """The broker cannot tell then what it had, and nobody joins again afterwards: who takes the
+    place is assigned what the worker is to have."""
+    dead = ("first", "second")
+    group.doom(dead[0])
+    until(lambda: [len(has) for has in group.places().values()] == [6])
+    group.kill()
+    group.doom(dead[1])
+    until(lambda: len(group.places()) == 2)
+    assert group.is_preparing, "nobody has taken the first one's place"
+    names = set(group.places())
+    group.kill()
+    heirs = [opened(group.url), opened(group.url)]
+    with ThreadPoolExecutor() as threads:  # neither would come to its end without the other
+        taking = [
+            threads.submit(e.inherit, ["default"], d, ()) for e, d in zip(heirs, dead, strict=True)
+        ]
+        assert [each.result() for each in taking] == [0, 0]
+    with receiving(heirs[0], "third"), receiving(heirs[1], "fourth"):
         until(lambda: [len(has) for has in group.places().values()] == [3, 3])
-        names = set(group.places())
-        group.kill()
-        with receiving(opened(group.url), "newcomer"):
-            until(lambda: group.is_preparing)
-            heir = opened(group.url)
-            assert heir.inherit(["default"], "first", ()) == 0
-            with receiving(heir, "second"):
-                until(lambda: group.settled(3))
-                assert names < set(group.places())
-                assert {topic for has in group.places().values() for topic, _ in has} == {
-                    heir.location.topic("default")
-                }
+        places = group.places()
+        topic = group.desk.location.topic("default")
+        assert set(places) == names
+        assert {each for has in places.values() for each, _ in has} == {topic}
 
 
 def begun(shop: Shop) -> int:

@@ -199,6 +199,20 @@ def test_who_was_killed_before_it_had_anything_is_replaced_as_well(group: Group)
         assert {each for has in places.values() for each, _ in has} == {topic}
 
 
+def test_who_takes_a_place_and_is_stopped_before_it_asks_gives_it_up(group: Group) -> None:
+    group.doom("first")
+    until(lambda: [len(has) for has in group.places().values()] == [6])
+    (place,) = group.places()
+    group.kill()
+    heir = opened(group.url)
+    heir.inherit(["default"], "first", ())
+    heir.prepare(["default"], SESSION, "second")
+    assert heir._member
+    assert heir._member.assignment.instance == place
+    heir.close()
+    assert group.places() == {}
+
+
 def begun(shop: Shop) -> int:
     return len(shop.begun())
 

@@ -109,7 +109,7 @@ class Member:
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str
     ) -> list[Delivery]:
         """See `Transport.receive`."""
-        self._subscribe(queues)
+        self.subscribe(queues)
         end = self._clock.monotonic() + wait
         self._asking = True
         tried = False
@@ -145,7 +145,8 @@ class Member:
             self._interrupted = True
             self._changed.notify_all()
 
-    def _subscribe(self, queues: Sequence[str]) -> None:
+    def subscribe(self, queues: Sequence[str]) -> None:
+        """Join for these queues, too, as `receive` does. Who then does not ask leaves again."""
         if self._wanted and self._queues == tuple(queues):
             return
         self._queues = tuple(queues)
@@ -302,7 +303,7 @@ class Member:
 
     def _leave(self) -> None:
         """Give up the partitions; the next `receive` subscribes again."""
-        topics = sorted(self._subscribed)
+        topics = sorted(self._wanted)  # its thread may not have come to subscribe, as an heir
         self._wanted = self._subscribed = frozenset()
         if not topics or self.assignment.holds_any():
             return  # who takes our name tells which of those held had begun

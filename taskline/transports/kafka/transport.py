@@ -153,7 +153,10 @@ class KafkaTransport(Transport):
                 self._cluster.tell_of_retention(topics)
             self._served.add(queue)
         if self._member is None:
-            self._join(lease, consumer)  # what librdkafka does not take is told now
+            is_heir = bool(self._place.member)
+            member = self._join(lease, consumer)  # what librdkafka does not take is told now
+            if is_heir:  # a place that nobody is in would hold up the others
+                member.subscribe(queues)
 
     def receive(
         self, queues: Sequence[str], limit: int, lease: float, wait: float, consumer: str

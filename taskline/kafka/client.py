@@ -91,6 +91,12 @@ _OF_ALL = (
 """Begin the consumer's settings that admin clients need too: where brokers are, and who we are."""
 
 
+def _of_all(location: Location) -> dict[str, Any]:
+    """Where the brokers are that messages are received from, and who we are there."""
+    given = location.consumer
+    return {name: given[name] for name in given if name.startswith(_OF_ALL)}
+
+
 def new_producer(location: Location, **more: Any) -> Producer:
     """An idempotent producer with acks=all; raises `ConfigurationError` for a wrong setting.
 
@@ -117,6 +123,9 @@ def new_producer(location: Location, **more: Any) -> Producer:
     if "delivery.timeout.ms" in settings:  # the same by its other name
         settings["message.timeout.ms"] = settings.pop("delivery.timeout.ms")
     if "transactional.id" in more:
+        # Receipts are written down where the messages were received.
+        settings = {name: settings[name] for name in settings if not name.startswith(_OF_ALL)}
+        settings.update(_of_all(location))
         settings.pop("max.in.flight", None)
         settings[IN_FLIGHT] = 1
         settings["message.max.bytes"] = _largest(location) + ROOM
@@ -181,10 +190,12 @@ class Cluster:
     def _admin(self) -> AdminClient:
         with self._lock:
             if self._client is None:
-                settings: dict[str, Any] = {**_QUIET, **_RECONNECT, "error_cb": self._ear}
-                for name, value in self.location.consumer.items():
-                    if name.startswith(_OF_ALL):
-                        settings[name] = value
+                settings = {
+                    **_QUIET,
+                    **_RECONNECT,
+                    "error_cb": self._ear,
+                    **_of_all(self.location),
+                }
                 with _configuring():
                     self._client = AdminClient(settings)
             return self._client

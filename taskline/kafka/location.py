@@ -74,6 +74,11 @@ class Location(NamedTuple):
     def __str__(self) -> str:
         return f"kafka://{self.brokers}"
 
+    def of_producers(self) -> Location:
+        """The same as seen from where messages are sent to, which may be another cluster."""
+        brokers = str(self.producer["bootstrap.servers"])
+        return self._replace(brokers=brokers, consumer=self.producer)
+
     def topic(self, queue: str, level: int | None = None) -> str:
         """The topic of a queue and a level of priority, by default that of the usual one.
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from taskline.errors import ConfigurationError
@@ -56,6 +58,23 @@ def test_brokers_of_one_side_alone_serve_the_other_too(monkeypatch: pytest.Monke
     monkeypatch.setenv("KAFKA_CONSUMER_BROKERS", "c")
     assert locate("kafka://").consumer["bootstrap.servers"] == "c"
     assert locate("kafka://").producer["bootstrap.servers"] == "p"
+
+
+def test_who_commits_where_messages_come_from_writes_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("taskline.kafka.client.Producer", made.append)
+    monkeypatch.setenv("KAFKA_PRODUCER_BROKERS", "p:1")
+    monkeypatch.setenv("KAFKA_CONSUMER_BROKERS", "c:1")
+    location = locate("kafka://?linger.ms=5")
+    new_producer(location)
+    new_producer(location, **{"transactional.id": "t"})
+    assert [each["bootstrap.servers"] for each in made] == ["p:1", "c:1"]
+    assert [each["linger.ms"] for each in made] == ["5", "5"]
+    there = location.of_producers()
+    assert str(there) == "kafka://p:1"
+    assert there.consumer["bootstrap.servers"] == "p:1"
 
 
 def test_a_user_without_a_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,9 @@ class KafkaTransport(Transport):
         if location.priorities > 1:
             self.capabilities = msgspec.structs.replace(self.capabilities, priority=True)
         self._cluster = Cluster(location)
+        there = location.of_producers()
+        # Where we send to, if that is somewhere else.
+        self._sending = self._cluster if there.brokers == location.brokers else Cluster(there)
         self._dead = DeadLetters(location, self._cluster, clock)
         self._lock = threading.Lock()
         self._sender: Sender | None = None
@@ -104,19 +107,19 @@ class KafkaTransport(Transport):
         if self._sender is None:
             with self._lock:
                 if self._sender is None:
-                    self._sender = Sender(self.location, self._look_again)
+                    self._sender = Sender(self._sending.location, self._look_again)
         return self._sender
 
     def _look_again(self) -> None:
         """A message was not stored: perhaps somebody has deleted its topic."""
         self._topics = {}
-        self._cluster.forget()
+        self._sending.forget()
 
     def _topic(self, queue: str, priority: int) -> str:
         """The topic of a message, which is there from now on, and among those that are known."""
         location = self.location
         topic = location.topic(queue, location.level(priority))
-        self._cluster.need(topic)
+        self._sending.need(topic)
         if priority != DEFAULT_PRIORITY and location.priorities == 1:
             log.warning(
                 "priority=%d of messages to queue %r has no effect: Kafka has none within a topic;"
@@ -127,15 +130,24 @@ class KafkaTransport(Transport):
         self._topics[queue, priority] = topic
         return topic
 
-    def _record(self, message: Message, deliveries: int = 0) -> Outgoing:
-        """The record of a message: for its queue's topic, or for the delay topic."""
+    def _record(self, message: Message, deliveries: int = 0, *, again: bool = False) -> Outgoing:
+        """The record of a message: for its queue's topic, or for the delay topic.
+
+        `again`: it was received, and is written where it came from.
+        """
         header = message.header
         queue, priority = header.queue, header.priority
-        topic = self._topics.get((queue, priority)) or self._topic(queue, priority)
+        cluster = self._sending
+        if again and cluster is not self._cluster:
+            cluster = self._cluster
+            topic = self.location.topic(queue, self.location.level(priority))
+            cluster.need(topic)
+        else:
+            topic = self._topics.get((queue, priority)) or self._topic(queue, priority)
         headers = headers_of(header, deliveries)
         key = key_of(message)
         if header.eta is not None and header.eta > (now := self.clock.time()):
-            need_delays(self._cluster)
+            need_delays(cluster)
             return delayed(self.location, topic, message.frame, headers, key, header.eta, now)
         return Outgoing(topic, message.frame, headers, key)
 
@@ -232,7 +244,8 @@ class KafkaTransport(Transport):
         if member is None:
             return [delivery for delivery, _ in pairs]
         records = {
-            id(delivery): self._record(message, delivery.deliveries) for delivery, message in pairs
+            id(delivery): self._record(message, delivery.deliveries, again=True)
+            for delivery, message in pairs
         }
         return self._move([each for each, _ in pairs], lambda each: records[id(each)])
 
@@ -371,7 +384,7 @@ class KafkaTransport(Transport):
     def requeue(self, messages: Sequence[Message]) -> list[str]:
         by_id = {each.header.id: each for each in messages}
         return self._dead.take(
-            list(by_id), lambda letter, handed: self._record(by_id[letter.id], handed)
+            list(by_id), lambda letter, handed: self._record(by_id[letter.id], handed, again=True)
         )
 
     def purge_dead(self, ids: Sequence[str]) -> int:
@@ -379,6 +392,8 @@ class KafkaTransport(Transport):
 
     def ping(self) -> None:
         self._cluster.describe()
+        if self._sending is not self._cluster:
+            self._sending.describe()
 
     def info(self) -> dict[str, Any]:
         return {
@@ -420,4 +435,5 @@ class KafkaTransport(Transport):
         if delays is not None:
             delays.join()
         self._dead.close()
+        self._sending.close()
         self._cluster.close()

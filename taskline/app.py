@@ -360,7 +360,7 @@ class Taskline:
         if len(self._finished) >= _MOST_FINISHED:
             del self._finished[next(iter(self._finished))]
         self._finished[final.id] = final
-        result: AsyncResult[Any] = AsyncResult(self, final.id, header=message.header, final=final)
+        result: AsyncResult[Any] = AsyncResult(self, final.id, message.header, final)
         batch = current_batch()
         if batch is not None:
             batch.note(self, result)
@@ -433,7 +433,7 @@ class Taskline:
 
     def AsyncResult(self, id: str) -> AsyncResult[Any]:  # noqa: N802
         """The result of a task that was sent before, perhaps by another process."""
-        return AsyncResult(self, id, final=self._finished.get(id))
+        return AsyncResult(self, id, None, self._finished.get(id))
 
     def revoke(
         self,

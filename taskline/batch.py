@@ -111,7 +111,7 @@ class Batch:
         for chunk in chunks(self._messages, CHUNK):
             results = [
                 self._promised.get(each.header.id)
-                or AsyncResult(self._app, each.header.id, header=each.header)
+                or AsyncResult(self._app, each.header.id, each.header)
                 for each in chunk
             ]
             deliver(self._app, chunk, results)

@@ -205,7 +205,7 @@ class Calls(Generic[P, R]):
         if app.settings.eager:
             return [claims.run_eagerly(app, each) for each in messages]
         found: list[AsyncResult[R]]
-        found = [AsyncResult(app, each.header.id, header=each.header) for each in messages]
+        found = [AsyncResult(app, each.header.id, each.header) for each in messages]
         claims.deliver(app, messages, found)
         return found
 

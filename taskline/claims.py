@@ -328,6 +328,6 @@ def run_eagerly(app: Taskline, message: Message) -> AsyncResult[Any]:
     result: AsyncResult[Any] = app.AsyncResult(first)
     if unique.drop:
         why = f"a duplicate of {first}, and dropped"
-        result = AsyncResult(app, header.id, header=header, final=_revoked(app, header, why))
+        result = AsyncResult(app, header.id, header, _revoked(app, header, why))
     result.duplicate = True
     return result

@@ -39,28 +39,22 @@ REVOCATION_TTL = 30 * 86_400.0
 _CHUNK = 1000
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(msgspec.Struct, Generic[R], eq=False, gc=False):
     """One task that was sent: its state and, in the end, its value or its exception.
 
-    Reading needs a result backend; without one every reading raises `NoResult`.
+    Made by `delay()` and the like, or by `app.AsyncResult(id)`. Reading needs a result backend;
+    without one every reading raises `NoResult`.
+
+    Unknown to the garbage collector, which would look at the hundred thousand that a program may
+    hold again and again: nothing in one leads back to it.
     """
 
-    __slots__ = ("_final", "_header", "app", "duplicate", "id")
-
-    def __init__(
-        self,
-        app: Taskline,
-        id: str,
-        header: Header | None = None,
-        final: Outcome | None = None,
-    ) -> None:
-        """Made by `delay()` and the like, or by `app.AsyncResult(id)`."""
-        self.app = app
-        self.id = id
-        self.duplicate = False
-        """Whether another call had its key: then that one's result, or none if it was dropped."""
-        self._header = header
-        self._final = final
+    app: Taskline
+    id: str
+    _header: Header | None = None
+    _final: Outcome | None = None
+    duplicate: bool = False
+    """Whether another call had its key: then that one's result, or none if it was dropped."""
 
     @property
     def state(self) -> str:

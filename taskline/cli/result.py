@@ -110,7 +110,7 @@ def results_of(app: Taskline, ids: list[str]) -> list[AsyncResult[Any]]:
 
     plans = {plan.id: plan for plan in read(app.require_backend(), app.codec, ids)}
     return [
-        FlowResult(app, each, plans[each]) if each in plans else app.AsyncResult(each)
+        FlowResult(app, each, known=plans[each]) if each in plans else app.AsyncResult(each)
         for each in ids
     ]
 

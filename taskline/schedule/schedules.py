@@ -118,7 +118,7 @@ class Schedules:
         """Send a message of this schedule now, paused or not. It does not count as a repeat."""
         app = self._app
         message = self._find(name, self._store.book()).now(app)
-        result: AsyncResult[Any] = AsyncResult(app, message.header.id, header=message.header)
+        result: AsyncResult[Any] = AsyncResult(app, message.header.id, message.header)
         if message.header.unique is None:
             app.send((message,))
         else:

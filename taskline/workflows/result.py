@@ -59,23 +59,20 @@ class FlowResult(AsyncResult[R]):
     `state` and the rest speak of the whole.
     """
 
-    __slots__ = ("_known",)
-
-    def __init__(self, app: Taskline, id: str, plan: Plan | None = None) -> None:
-        super().__init__(app, id)
-        self._known = plan
+    known: Plan | None = None
+    """What was started, once that was read."""
 
     @property
     def plan(self) -> Plan:
         """What was started. Raises `NoResult` when no such workflow is known (any more)."""
-        if self._known is None:
+        if self.known is None:
             found = read(self.app.require_backend(), self.app.codec, [self.id])
             if not found:
                 raise NoResult(
                     f"no workflow {self.id} is known: was it forgotten, or kept too short?"
                 )
-            self._known = found[0]
-        return self._known
+            self.known = found[0]
+        return self.known
 
     @property
     def state(self) -> str:

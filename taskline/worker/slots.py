@@ -117,14 +117,16 @@ class ThreadSlot:
 
     def close(self) -> None:
         """The task's own code has ended: interrupts come no more, not even one under way."""
-        while self.is_open:
+        # In this order, and without the lock where nothing was sent, as nearly always: `interrupt`
+        # notes what it sends before it looks, for the last time, whether this is open.
+        self.is_open = False
+        while self._pending is not None:
             try:
                 with self._lock:
                     if self._pending is not None and not self._in_main:
                         assert self._thread is not None
                         _drop_raised(self._thread)
                     self._pending = None
-                    self.is_open = False
             except (SoftTimeout, TaskRevoked, TaskTimeout):
                 continue  # it came too late
 
@@ -138,6 +140,9 @@ class ThreadSlot:
             if self.current is not job or not self.is_open:
                 return
             self._pending = error
+            if self.current is not job or not self.is_open:
+                self._pending = None
+                return
             assert self._thread is not None
             if self._in_main:
                 signal.pthread_kill(self._thread, INTERRUPT_SIGNAL)

@@ -15,6 +15,7 @@ import pytest
 from taskline import Taskline
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import TaskTimeout
+from taskline.worker import slots
 from taskline.worker.exchange import Exchange
 from taskline.worker.execute import Job, Runner
 from taskline.worker.slots import ThreadSlot
@@ -171,3 +172,34 @@ def test_an_interrupt_that_was_swallowed_leaves_python_as_it_was(memory_app: Tas
 
     threading.Thread(target=profile, name="profiled", daemon=True).start()
     assert profiled.wait(30)
+
+
+@pytest.mark.parametrize("next_has_begun", [False, True])
+def test_an_interrupt_that_is_sent_as_the_tasks_code_ends_hits_nobody(
+    memory_app: Taskline, monkeypatch: pytest.MonkeyPatch, next_has_begun: bool
+) -> None:
+    class EndsMeanwhile(ThreadSlot):
+        """The task's code ends after `interrupt` has looked and before it has noted anything."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "_pending" and isinstance(value, BaseException):
+                self.close()
+                if next_has_begun:
+                    self.current, self.is_open = following, True
+            super().__setattr__(name, value)
+
+    sent: list[type[BaseException]] = []
+    monkeypatch.setattr(slots, "_raise_in", lambda thread, error: sent.append(error))
+    here = Slot(memory_app, lambda: None)
+    following = Job(here.job.delivery, here.job.header, here.job.body, here.job.task)
+    slot = EndsMeanwhile(0, here.exchange, here.runner, None, SYSTEM_CLOCK)
+    slot._thread = threading.get_ident()
+    slot.current, slot.is_open = here.job, True
+    slot.interrupt(here.job, TaskTimeout("too long"))
+    assert not sent
+    slot.close()
+    assert slot._pending is None
+    slot.current, slot.is_open = here.job, True
+    monkeypatch.setattr(EndsMeanwhile, "__setattr__", object.__setattr__)
+    slot.interrupt(here.job, TaskTimeout("too long"))
+    assert sent == [TaskTimeout], "else it would be"

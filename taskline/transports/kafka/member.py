@@ -46,6 +46,8 @@ LEAST_SESSION = 6.0
 """Seconds: the broker's default for the shortest session (group.min.session.timeout.ms)."""
 HEARTBEAT = 0.2
 """Seconds: so soon is every member told of a rebalance."""
+LOOK_EVERY = 0.05
+"""Seconds between two looks at the leases."""
 TIDY_EVERY = 0.5
 IDLE = 1.0
 """Seconds after which who neither asks for messages nor holds any gives up its partitions."""
@@ -89,6 +91,7 @@ class Member:
         self._asked_at = clock.monotonic()
         self._expired = False
         self._tidy_at = 0.0
+        self._look_at = 0.0
         self._closing = False
         self._failure: KafkaException | None = None
         self._callbacks: Callbacks = {
@@ -286,6 +289,9 @@ class Member:
 
     def _look_at_leases(self) -> None:
         now = self._clock.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_EVERY
         with self._changed:
             if self.assignment.expire(now):
                 self._expired = True

@@ -9,7 +9,12 @@ import pytest
 
 pytest.importorskip("confluent_kafka")
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import (
+    TIMESTAMP_CREATE_TIME,
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    KafkaException,
+)
 
 from taskline.clock import SYSTEM_CLOCK
 from taskline.kafka.client import Cluster
@@ -75,3 +80,54 @@ def test_a_connection_that_is_back_already_is_no_news(
     delays._look(Consumer(0), ear)
     assert not ear.alarmed
     assert told(caplog) == []
+
+
+class Waiting:
+    """A record in line 2 that is due in an hour, and entered at this time by this kind of clock."""
+
+    def __init__(self, entered: float, kind: int) -> None:
+        self.stamp = (kind, int(entered * 1000))
+
+    def error(self) -> None:
+        return None
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 7
+
+    def timestamp(self) -> tuple[int, int]:
+        return self.stamp
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return [("taskline-due", repr(SYSTEM_CLOCK.time() + 3600).encode())]
+
+
+class Line:
+    """A consumer's, which is put to sleep or not."""
+
+    asleep = False
+
+    def pause(self, places: object) -> None:
+        self.asleep = True
+
+    def seek(self, place: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ahead", "kind", "leaves"),
+    [
+        (1800, TIMESTAMP_CREATE_TIME, True),
+        (-1, TIMESTAMP_CREATE_TIME, False),
+        (-60, TIMESTAMP_CREATE_TIME, True),
+        (1, TIMESTAMP_LOG_APPEND_TIME, False),  # it would be so each time
+    ],
+)
+def test_a_sender_whose_clock_is_ahead_holds_up_nobody(
+    delays: Any, ahead: float, kind: int, leaves: bool
+) -> None:
+    line, record = Line(), Waiting(SYSTEM_CLOCK.time() + ahead, kind)
+    assert bool(delays._leaving(line, [record])) == leaves
+    assert line.asleep != leaves

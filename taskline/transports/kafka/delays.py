@@ -16,7 +16,12 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_CREATE_TIME,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError, TransportError
@@ -247,9 +252,13 @@ class Delays:
             line, offset = record.partition() or 0, record.offset() or 0
             if line in self._wakes:
                 continue
-            entered = record.timestamp()[1] / 1000
+            kind, millis = record.timestamp()
+            entered = millis / 1000
+            # A sender whose clock is ahead must not hold up those behind it: into a line once more,
+            # by the clock here.
+            ahead = kind == TIMESTAMP_CREATE_TIME and entered > now
             wake = min(_due(record), entered + HOLDS[line])
-            if wake <= now:
+            if ahead or wake <= now:
                 leaving.append(record)
                 continue
             place = TopicPartition(self._location.delay_topic, line, offset)

@@ -39,14 +39,13 @@ REVOCATION_TTL = 30 * 86_400.0
 _CHUNK = 1000
 
 
+# Unknown to the garbage collector, which would look again and again at the hundred thousand
+# that a program may hold: nothing in one leads back to it.
 class AsyncResult(msgspec.Struct, Generic[R], eq=False, gc=False):
     """One task that was sent: its state and, in the end, its value or its exception.
 
     Made by `delay()` and the like, or by `app.AsyncResult(id)`. Reading needs a result backend;
     without one every reading raises `NoResult`.
-
-    Unknown to the garbage collector, which would look at the hundred thousand that a program may
-    hold again and again: nothing in one leads back to it.
     """
 
     app: Taskline

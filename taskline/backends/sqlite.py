@@ -192,9 +192,9 @@ class SQLiteBackend(Backend):
             db.execute(f"DELETE FROM {table} WHERE rowid IN ({ended})", (now, _SWEEP_LIMIT))
         row = db.execute("SELECT key FROM counters WHERE expires <= ? LIMIT 1", (now,)).fetchone()
         if row is not None:
-            some = "SELECT member FROM members WHERE key = ?1 LIMIT ?2"
-            delete = f"DELETE FROM members WHERE key = ?1 AND member IN ({some})"
-            if db.execute(delete, (row[0], _SWEEP_LIMIT)).rowcount < _SWEEP_LIMIT:
+            some = "SELECT member FROM members WHERE key = ? LIMIT ?"
+            delete = f"DELETE FROM members WHERE key = ? AND member IN ({some})"
+            if db.execute(delete, (*row, *row, _SWEEP_LIMIT)).rowcount < _SWEEP_LIMIT:
                 db.execute("DELETE FROM counters WHERE key = ?", row)
 
     def close(self) -> None:

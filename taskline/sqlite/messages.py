@@ -24,16 +24,15 @@ EXTEND = "UPDATE messages SET at = ?"
 
 # A message whose id has a dead letter goes on counting deliveries.
 _INSERT = """
-    INSERT INTO messages (id, queue, priority, state, at, deliveries, sent, frame)
-    SELECT column1, column2, column3, column4, column5,
-        max(column6, coalesce((SELECT deliveries FROM dead WHERE id = column1), 0)),
-        column7, column8
+    INSERT INTO messages (id, queue, priority, state, at, sent, frame, deliveries)
+    SELECT column1, column2, column3, column4, column5, column6, column7,
+        max(column8, coalesce((SELECT deliveries FROM dead WHERE id = column1), 0))
     FROM (VALUES {rows}) WHERE true ON CONFLICT (id) DO NOTHING
 """
+# Its parameters are a row and the id again: of `?1` Python before 3.12.4 warns at each use.
 INSERT_ONE = """
-    INSERT INTO messages (id, queue, priority, state, at, deliveries, sent, frame)
-    VALUES (?1, ?2, ?3, ?4, ?5,
-        max(?6, coalesce((SELECT deliveries FROM dead WHERE id = ?1), 0)), ?7, ?8)
+    INSERT INTO messages (id, queue, priority, state, at, sent, frame, deliveries)
+    VALUES (?, ?, ?, ?, ?, ?, ?, max(?, coalesce((SELECT deliveries FROM dead WHERE id = ?), 0)))
     ON CONFLICT (id) DO NOTHING
 """
 _LOOK = """
@@ -70,13 +69,13 @@ class NotHeld(Exception):
 
 
 def row(message: Message, now: float, deliveries: int = 0) -> tuple[Any, ...]:
-    """The parameters of `INSERT_ONE`."""
+    """What is stored of a message."""
     header = message.header
     at = header.sent if header.eta is None else header.eta
     state = READY if header.eta is None or at <= now else DELAYED
     count = max(deliveries, header.deliveries)
     return (
-        header.id, header.queue, -header.priority, state, at, count, header.sent, message.frame,
+        header.id, header.queue, -header.priority, state, at, header.sent, message.frame, count,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ _RECOVER = """
 _STATS = """
     SELECT queue, 0, count(*), min(at) FROM messages WHERE state = 0 GROUP BY queue
     UNION ALL
-    SELECT queue, iif(at <= ?1, 0, state), count(*), min(iif(state = 1, at, sent))
+    SELECT queue, iif(at <= ?, 0, state), count(*), min(iif(state = 1, at, sent))
     FROM messages WHERE state > 0 AND at > 0 GROUP BY 1, 2
     UNION ALL
     SELECT queue, 3, count(*), NULL FROM dead GROUP BY queue
@@ -53,22 +53,23 @@ _PEEK = """
     SELECT id, shown.state, shown.due, deliveries, CAST(frame AS BLOB) FROM (
         SELECT * FROM (
             SELECT seq, 0 AS state, NULL AS due, priority
-            FROM messages WHERE queue = ?1 AND state = 0 ORDER BY priority, seq LIMIT ?3 + ?4)
+            FROM messages WHERE queue = :queue AND state = 0
+            ORDER BY priority, seq LIMIT :limit + :offset)
         UNION ALL
         SELECT seq, 0, NULL, priority
-        FROM messages WHERE state > 0 AND at > 0 AND at <= ?2 AND queue = ?1
+        FROM messages WHERE state > 0 AND at > 0 AND at <= :now AND queue = :queue
         UNION ALL
-        SELECT seq, state, at, 0 FROM messages WHERE state > 0 AND at > ?2 AND queue = ?1
-        ORDER BY 3, 4, 1 LIMIT ?3 OFFSET ?4) AS shown
+        SELECT seq, state, at, 0 FROM messages WHERE state > 0 AND at > :now AND queue = :queue
+        ORDER BY 3, 4, 1 LIMIT :limit OFFSET :offset) AS shown
     JOIN messages USING (seq) ORDER BY shown.due, shown.priority, seq
 """
 _FREE = "(state < 2 OR at <= ?)"
 _PURGE = """
     DELETE FROM messages WHERE seq IN (
-        SELECT seq FROM messages WHERE queue = ?1 AND state = 0
+        SELECT seq FROM messages WHERE queue = ? AND state = 0
         UNION ALL
-        SELECT seq FROM messages WHERE state > 0 AND at > 0 AND queue = ?1
-            AND (state = 1 OR at <= ?2))
+        SELECT seq FROM messages WHERE state > 0 AND at > 0 AND queue = ?
+            AND (state = 1 OR at <= ?))
 """
 _INSERT_DEAD = "INSERT INTO dead (id, queue, deliveries, letter, frame) VALUES {rows}"
 _IDS = "id IN (SELECT value FROM json_each(?))"
@@ -101,7 +102,8 @@ class SQLiteTransport(Transport):
     def send(self, messages: Sequence[Message]) -> None:
         now = self.clock.time()
         if len(messages) == 1:
-            self._database.run(rows.INSERT_ONE, rows.row(messages[0], now))
+            (message,) = messages
+            self._database.run(rows.INSERT_ONE, (*rows.row(message, now), message.header.id))
         elif messages:
             new = [rows.row(message, now) for message in messages]
             self._database.write(lambda db: rows.add(db, new))
@@ -274,7 +276,7 @@ class SQLiteTransport(Transport):
         return [found[name] for name in sorted(found)]
 
     def peek(self, queue: str, limit: int = 10, offset: int = 0) -> list[StoredMessage]:
-        params = (queue, self.clock.time(), limit, offset)
+        params = {"queue": queue, "now": self.clock.time(), "limit": limit, "offset": offset}
         found = self._database.read(lambda db: db.execute(_PEEK, params).fetchall())
         return [
             StoredMessage(
@@ -289,7 +291,7 @@ class SQLiteTransport(Transport):
         ]
 
     def purge(self, queue: str) -> int:
-        return self._database.run(_PURGE, (queue, self.clock.time()))
+        return self._database.run(_PURGE, (queue, queue, self.clock.time()))
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         statement = f"DELETE FROM messages WHERE {_IDS} AND {_FREE} RETURNING id"

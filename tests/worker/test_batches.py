@@ -298,12 +298,12 @@ def test_what_gathers_is_handed_back_too(app: Taskline) -> None:
 
 
 def test_leases_are_renewed_while_a_batch_runs(make_app: Any) -> None:
-    app, runs = make_app(lease=0.5), list[int]()
+    app, runs = make_app(lease=1.0), list[int]()
 
     @app.task(batch=3, batch_wait=5)
     def work(numbers: list[int]) -> list[int]:
         runs.append(len(numbers))
-        time.sleep(1.2)
+        time.sleep(2.4)
         return numbers
 
     results = work.map(range(3))

@@ -154,8 +154,8 @@ def test_those_that_run_are_stopped_with_terminate(app: Taskline, header: bool) 
 
     @app.task(name="long")
     def long() -> None:
-        running.release()
         try:
+            running.release()
             while True:
                 threading.Event().wait(0.005)
         finally:

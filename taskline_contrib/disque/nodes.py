@@ -53,7 +53,7 @@ class Nodes:
         A node that is lost or leaves is given up: the next call goes to the next one.
         """
         if self._closed:
-            raise TransportError("the disque transport is closed: open another", retryable=False)
+            raise _closed()
         if not commands:
             return []
         node = self._node
@@ -70,6 +70,10 @@ class Nodes:
         except TransportError as error:
             if error.retryable:
                 self._node = (node + 1) % len(self._clients)
+            raise
+        except ValueError:
+            if self._closed:  # by another thread, while this one read the answer
+                raise _closed() from None
             raise
         return answers
 
@@ -104,3 +108,7 @@ class Nodes:
         self._closed = True
         for client in self._clients:
             client.close()
+
+
+def _closed() -> TransportError:
+    return TransportError("the disque transport is closed: open another", retryable=False)

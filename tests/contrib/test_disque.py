@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 pytest.importorskip("redis", reason="redis-py is not installed: pip install 'taskline[disque]'")
 
@@ -479,3 +480,17 @@ def test_a_worker_runs_tasks(serve: Callable[[Clock], DisqueServer]) -> None:
         worker.stop()
         app.close()
     assert failed
+
+
+def test_an_interrupt_that_meets_the_end_of_the_transport_is_none(
+    transport: DisqueTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`close`, by another thread, closes the buffer from which the answer is read."""
+
+    def execute(pipeline: Any, raise_on_error: bool) -> list[Any]:
+        transport.close()
+        raise ValueError("I/O operation on closed file.")
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", execute)
+    monkeypatch.setattr(transport, "_blocked", True)
+    transport.interrupt()

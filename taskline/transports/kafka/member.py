@@ -40,7 +40,7 @@ log = logging.getLogger("taskline.kafka")
 POLL = 0.1
 """Seconds after which the thread looks at leases, and whether it is to end."""
 SOON, LATE = 0.001, 0.02
-"""The same while messages are held: it looks for calls of the I/O thread, often after the last."""
+"""The same just after a call of the I/O thread, as others follow, and while messages are held."""
 BATCH = 500
 LEAST_SESSION = 6.0
 """Seconds: the broker's default for the shortest session (group.min.session.timeout.ms)."""
@@ -53,6 +53,11 @@ IDLE = 1.0
 """Seconds after which who neither asks for messages nor holds any gives up its partitions."""
 EXPIRED_IDLE = 0.25
 """The same, after a lease that it did not renew."""
+
+
+def patience(since: float, *, holds: bool) -> float:
+    """How long to poll, in seconds, so many after the last call of the I/O thread."""
+    return max(SOON, min(LATE if holds else POLL, since / 4))
 
 
 class Member:
@@ -196,9 +201,8 @@ class Member:
         if self._calls:
             return 0.0
         with self._changed:
-            if not self.assignment.holds_any():
-                return POLL
-        return max(SOON, min(LATE, (self._clock.monotonic() - self._called_at) / 4))
+            holds = self.assignment.holds_any()
+        return patience(self._clock.monotonic() - self._called_at, holds=holds)
 
     def _answer(self) -> None:
         if self._calls.answer():

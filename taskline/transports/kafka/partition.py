@@ -219,7 +219,7 @@ class Partition:
             taken.append(Delivery(entry.id, queue, frame, deliveries, lost, receipt))
             if offset >= self._handed:
                 self._handed = offset + 1
-        self._slack = max(self._slack, 2 * limit)
+        self._slack = max(LEAST_SLACK, limit)
         return taken
 
     def holds(self, receipt: Receipt) -> bool:

@@ -21,8 +21,10 @@ from taskline import (
     TaskRevoked,
     current_task,
 )
+from taskline.claims import STARTED, Claim
 from taskline.errors import TransportError
 from taskline.message import EXPIRED, FAILURE, PENDING, REVOKED, SUCCESS
+from taskline.outcomes import outcome
 from taskline.schedule import Scheduler
 from taskline.testing.faults import FaultPlan, FaultyTransport
 from taskline.testing.stepping import Fate, Hand, Killed
@@ -909,6 +911,34 @@ def test_a_worker_dies(app: Taskline, until: Any, number: int, moment: str) -> N
     other.work()
     other.close()
     assert first.state == second.state == SUCCESS
+    assert not work.delay("ann").duplicate
+
+
+@pytest.mark.parametrize("called_again", [False, True])
+def test_what_ended_before_its_receipt_does_not_run_beside_the_next(
+    app: Taskline, ran: list[str], called_again: bool
+) -> None:
+    @app.task(unique="until_end")
+    def work(user: str) -> None:
+        ran.append(current_task.id)
+
+    first = work.delay("ann")
+    (delivery,) = app.transport.receive(["default"], 1, 30.0, 0.0, "victim")
+    header, _ = app.codec.open(delivery.frame)
+    keys = app.require_backend().keys()
+    assert header.unique is not None
+    begun = Claim(first.id, STARTED, app.now(), turn=1, sent=header.sent)
+    keys.set(header.unique.key, begun.written(), 60.0)
+    done = outcome(app.codec, header, SUCCESS, None, deliveries=1, finished=app.now(), ttl=60.0)
+    app.require_backend().store([done])
+    app.transport.recover("victim", {first.id})
+    again = [work.delay("ann") for _ in range(called_again)]
+    assert not any(each.duplicate for each in again)
+    other = Hand(app, "other")
+    other.work()
+    other.close()
+    assert ran == [each.id for each in again]
+    assert first.state == SUCCESS
     assert not work.delay("ann").duplicate
 
 

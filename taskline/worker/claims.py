@@ -14,7 +14,7 @@ import msgspec
 from taskline.backends.keys import KeyStore
 from taskline.claims import STARTED, TRIES, Claim, read, replaced_by
 from taskline.errors import BackendError
-from taskline.message import FINAL_STATES
+from taskline.message import FINAL_STATES, SUCCESS
 from taskline.unique import check_place
 from taskline.worker.execute import Job
 from taskline.worker.verdicts import NotToRun
@@ -101,12 +101,17 @@ def _begin_newest(
 
 
 def _check_repetition(app: Taskline, header: Header, deliveries: int) -> None:
-    """Raise `NotToRun` for a second message of a task that has ended."""
-    if deliveries > 1 or header.attempt > 1:
-        return
+    """Raise `NotToRun` for a message of a task that has ended.
+
+    Its worker may have died before the receipt, and the key be another's since: then a second run
+    would meet that one's. But a dead letter that was requeued is to run again.
+    """
     found = app.require_backend().fetch([header.id]).get(header.id)
     # An id of the user's own may be used again: then its message was sent later.
-    if found is not None and found.state in FINAL_STATES and found.sent >= header.sent:
+    if found is None or found.sent < header.sent:
+        return
+    again = deliveries > 1 or header.attempt > 1
+    if found.state == SUCCESS or (found.state in FINAL_STATES and not again):
         raise NotToRun("")
 
 

@@ -10,7 +10,8 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from integration.servers.kafka import KafkaServer
-from taskline.kafka.client import Cluster, new_consumer
+from taskline.kafka.client import new_consumer
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.location import locate
 from taskline.testing.cases.transport import ids, messages
 from taskline.transports import open_transport

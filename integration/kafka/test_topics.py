@@ -14,7 +14,7 @@ from integration.conftest import server_or_skip
 from integration.servers.kafka import KafkaServer, RunningKafka
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import ConfigurationError
-from taskline.kafka.client import Cluster
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.location import locate
 from taskline.message import Delivery, Message
 from taskline.testing.cases.transport import ids, letter, message, messages

@@ -13,7 +13,8 @@ pytest.importorskip("confluent_kafka")
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.errors import ConfigurationError, TransportError
-from taskline.kafka.client import Cluster, new_producer
+from taskline.kafka.client import new_producer
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.location import locate
 
 

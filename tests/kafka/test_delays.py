@@ -17,7 +17,7 @@ from confluent_kafka import (
 )
 
 from taskline.clock import SYSTEM_CLOCK
-from taskline.kafka.client import Cluster
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.errors import Ear
 from taskline.kafka.location import locate
 from taskline.transports.kafka.dead import DeadLetters

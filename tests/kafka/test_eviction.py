@@ -7,7 +7,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, KafkaError
 
 from taskline.clock import ManualClock
-from taskline.kafka.client import Cluster
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.location import locate
 from taskline.kafka.marks import NEVER, Counts, Marks, decode
 from taskline.transports.kafka.eviction import _Takeover

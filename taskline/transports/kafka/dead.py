@@ -17,7 +17,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import Cluster, new_consumer, new_producer
+from taskline.kafka.client import new_consumer, new_producer
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.errors import FENCED, code_of, translate
 from taskline.kafka.location import Location
 from taskline.message import DeadLetter, Delivery

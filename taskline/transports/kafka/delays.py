@@ -25,7 +25,8 @@ from confluent_kafka import (
 
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError, TransportError
-from taskline.kafka.client import KEEPS, Cluster, new_consumer, new_producer
+from taskline.kafka.client import new_consumer, new_producer
+from taskline.kafka.cluster import KEEPS, Cluster
 from taskline.kafka.errors import BEHIND, REFUSED, Ear, code_of, translate
 from taskline.kafka.location import Location
 from taskline.message import DeadLetter

@@ -24,7 +24,8 @@ from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartiti
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import Cluster, new_consumer, new_producer
+from taskline.kafka.client import new_consumer, new_producer
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.errors import asking
 from taskline.kafka.location import Location
 from taskline.kafka.marks import Marks, decode, encode

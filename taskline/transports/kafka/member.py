@@ -21,7 +21,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from taskline.clock import Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import Cluster, new_consumer
+from taskline.kafka.client import new_consumer
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.errors import translate
 from taskline.kafka.marks import decode
 from taskline.message import Delivery

@@ -17,7 +17,8 @@ import msgspec
 
 from taskline.clock import SYSTEM_CLOCK, Clock
 from taskline.errors import TransportError
-from taskline.kafka.client import VERSION, Cluster
+from taskline.kafka.client import VERSION
+from taskline.kafka.cluster import Cluster
 from taskline.kafka.errors import TooLarge
 from taskline.kafka.location import AUTO, NEVER, Location, locate
 from taskline.message import DEFAULT_PRIORITY, DeadLetter, Delivery, Message, Outcome

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from integration.servers.redis import RedisServer
 from taskline import Taskline, current_task
 from taskline.clock import SYSTEM_CLOCK
 from taskline.errors import ConfigurationError, TaskRevoked
+from taskline.failures import encode_error
+from taskline.message import FAILURE, PENDING, VERSION, Header, Outcome
+from taskline.outcomes import outcome
+from taskline.redis.outcomes import Outcomes
 from taskline.worker import Worker, WorkerOptions
 
 celery = pytest.importorskip("celery")
@@ -277,3 +282,33 @@ def test_clients_that_wait_for_rpc_are_answered(site: Site, tmp_path: Path, kept
         finally:
             worker.stop(5)
             client.close()
+
+
+def test_an_outcome_that_is_overtaken_is_not_published(
+    redis_server: RedisServer, own_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who requeues a dead letter says PENDING, and its next run may fail before that is told."""
+    settings: dict[str, Any] = {
+        "broker": f"kombu+{redis_server.url}/1",
+        "backend": f"celery+{redis_server.url}/2",
+        "protocol": "celery",
+    }
+    task = f"{own_prefix}task"
+    header = Header(VERSION, task, "fail", "default", 1.0, "json")
+    with Taskline("one", **settings) as one, Taskline("two", **settings) as two:
+        slow, fast = one.require_backend(), two.require_backend()
+        say = partial(outcome, one.codec, header, deliveries=2, ttl=60.0)
+        failure = say(FAILURE, error=encode_error(ValueError("again")))
+        store = Outcomes.store
+
+        def overtaken(own: Outcomes, outcomes: Sequence[Outcome]) -> list[Outcome]:
+            refused = store(own, outcomes)
+            monkeypatch.setattr(Outcomes, "store", store)
+            assert fast.store([failure]) == []
+            return refused
+
+        monkeypatch.setattr(Outcomes, "store", overtaken)
+        assert slow.store([say(PENDING)]) == []
+        assert slow.fetch([task])[task].state == FAILURE
+        assert fast.store([say(PENDING)]) != []
+        assert slow.fetch([task])[task].state == FAILURE

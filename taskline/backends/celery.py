@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from taskline.backends.redis import RedisBackend
 from taskline.celery_results import state_of
+from taskline.chunking import chunks
 from taskline.clock import Clock
 from taskline.errors import ConfigurationError
 from taskline.message import FINAL_STATES, Outcome
+from taskline.redis.connection import Word
 from taskline.redis.location import Location, locate
-from taskline.redis.packing import milliseconds
+from taskline.redis.outcomes import BATCH
+from taskline.redis.packing import milliseconds, pack_outcome
 from taskline.redis.pushes import Pushes, wait_for_push
+from taskline.redis.script import Script
 from taskline.registry import Spec
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 PREFIX = "celery+"
 KEY = b"celery-task-meta-"
+PUBLISH = Script("celery_publish", "outcome")
 RECHECK = 1.0
 """Seconds after which a waiter looks though no push came."""
 
@@ -61,18 +66,12 @@ class CeleryRedisBackend(RedisBackend):
     def store(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         refused = super().store(outcomes)
         outranked = {id(each) for each in refused}
-        for outcome in outcomes:
-            if id(outcome) not in outranked:
-                self._publish(outcome)
+        for batch in chunks([each for each in outcomes if id(each) not in outranked], BATCH):
+            args: list[Word] = []
+            for outcome in batch:
+                args += (*pack_outcome(outcome), _key(outcome.id))
+            self._node.run(PUBLISH, *args)
         return refused
-
-    def _publish(self, outcome: Outcome) -> None:
-        key = _key(outcome.id)
-        if outcome.ttl is None:
-            self._node.command("SET", key, outcome.frame)
-        else:
-            self._node.command("SET", key, outcome.frame, "PX", milliseconds(outcome.ttl))
-        self._node.command("PUBLISH", key, outcome.frame)
 
     def fetch(self, ids: Collection[str]) -> dict[str, Outcome]:
         names = list(ids)

@@ -73,8 +73,8 @@ class Settings(msgspec.Struct, kw_only=True):
     """Handings-over that may end with their worker's death before a message is buried."""
     grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     """How long running tasks may go on after SIGTERM."""
-    prefetch: Count = 1000
-    """The most messages that one worker process holds unstarted."""
+    prefetch: Count | None = None
+    """The most messages that one worker process holds unstarted; None: as the broker bears."""
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     eager: bool = False
     """Run tasks inside `delay()`, here and now."""

@@ -47,7 +47,7 @@ def test_precedence_is_argument_environment_file_default() -> None:
     environ = {"TASKLINE_QUEUE": "environment", "TASKLINE_LEASE": "2", "TASKLINE_GRACE": "2"}
     settings = load({"queue": "argument", "lease": 3}, file, environ)
     assert (settings.queue, settings.lease, settings.grace) == ("argument", 3.0, 2.0)
-    assert (settings.priority, settings.prefetch) == (1, 1000)
+    assert (settings.priority, settings.max_deliveries) == (1, 5)
 
 
 def test_an_argument_of_none_wins_over_the_file() -> None:

@@ -101,6 +101,9 @@ class Transport(ABC):
 
     scheme: ClassVar[str]
     capabilities: Capabilities = Capabilities()
+    ahead: int = 1000
+    """The most brief messages that a process holds unstarted, where `prefetch` does not say: as
+    many as may be asked for at once without keeping the broker, or other workers, waiting."""
 
     distributes: ClassVar[bool] = False
     """Whether `from_spec` takes the URLs of several nodes."""

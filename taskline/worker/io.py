@@ -66,7 +66,7 @@ class IOThread:
         weights: dict[str, int],
         lease: float,
         max_deliveries: int,
-        prefetch: int,
+        prefetch: int | None,
         slots: int,
         async_slots: int,
         ledger: Ledger | None = None,
@@ -113,7 +113,7 @@ class IOThread:
             if True in kinds
             else None
         )
-        self._prefetch = Prefetch(slots, prefetch)
+        self._most_ahead = prefetch
         self._next_renewal = 0.0
         self._next_upkeep = 0.0
         self._stop_by: float | None = None
@@ -125,6 +125,7 @@ class IOThread:
         )
         self._rates: Mapping[str, str] = {}
         """The rates that it was told last."""
+        self._prefetch: Prefetch
         self._transport: Transport
         self._backend: Backend | None
         self._settlements: Settlements
@@ -201,6 +202,7 @@ class IOThread:
     def begin(self, transport: Transport, backend: Backend | None) -> None:
         """Get ready to `step`, with a broker and a backend that were reached."""
         self._transport, self._backend = transport, backend
+        self._prefetch = Prefetch(len(self.slots), self._most_ahead or transport.ahead)
         flows = None if backend is None else Flows(self._app, transport, backend)
         codec, verdicts = self._app.codec, self._runner.verdicts
         reply = codec.reply if codec.answers else None

@@ -95,7 +95,7 @@ class Worker:
             weights=options.weights,
             lease=options.lease or settings.lease,
             max_deliveries=options.max_deliveries or settings.max_deliveries,
-            prefetch=settings.prefetch if options.prefetch is None else options.prefetch,
+            prefetch=options.prefetch or settings.prefetch,
             slots=options.threads,
             async_slots=options.async_slots,
             batch_places=options.batch_places,

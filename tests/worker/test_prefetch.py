@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import pytest
+from workbench import Bench
+
+from taskline import Taskline
+from taskline.transports.memory import MemoryTransport
 from taskline.worker.prefetch import HORIZON, Prefetch
 
 
@@ -35,3 +40,13 @@ def test_tasks_too_short_for_the_clock_do_not_divide_by_zero() -> None:
     prefetch = Prefetch(slots=1, limit=7)
     prefetch.observe([0.0] * 100_000)
     assert prefetch.target() == 7
+
+
+def test_where_nobody_says_how_many_the_broker_does(
+    memory_app: Taskline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryTransport, "ahead", 70)
+    for said, most in ((None, 70), (7, 7)):
+        bench = Bench(memory_app, prefetch=said)
+        bench.io._prefetch.observe([0.0] * 100_000)
+        assert bench.io._prefetch.target() == most

@@ -110,7 +110,7 @@ class Bench:
         slots: int = 1,
         lease: float = 30.0,
         max_deliveries: int = 5,
-        prefetch: int = 1000,
+        prefetch: int | None = 1000,
         async_slots: int = 1,
         ledger: Ledger | None = None,
         condemned: Condemned | None = None,

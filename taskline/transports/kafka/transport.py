@@ -52,6 +52,7 @@ class KafkaTransport(Transport):
     """See the module. Connections are opened when they are used; `_lock` guards the opening."""
 
     scheme = "kafka"
+    ahead = 4000
     capabilities = Capabilities(
         priority=False,
         ordering=False,

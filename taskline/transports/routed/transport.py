@@ -75,6 +75,11 @@ class RoutedTransport(Transport):
             outbox=each[0].outbox,
         )
 
+    @property
+    def ahead(self) -> int:  # type: ignore[override]
+        """What the least of them allows."""
+        return min(connector.transport.ahead for connector in self._connectors.values())
+
     # Sending
 
     def send(self, messages: Sequence[Message]) -> None:

@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["celery==5.7.0", "confluent-kafka==2.16.1"]
 # ///
-"""Celery on Kafka by kombu's confluentkafka: see `of_celery`.
+"""Celery on Kafka by kombu's confluentkafka: see `celeries`.
 
 Its acknowledgement commits what was read so far, whichever message it is for. Each send waits
 for the broker (`flush`). It polls for 5 seconds at a time as it comes, which makes no difference
@@ -10,8 +10,8 @@ while there is something to do.
 
 from __future__ import annotations
 
+from celeries import OfCelery
 from common import KAFKA, empty_group
-from of_celery import OfCelery
 
 
 class CeleryKafka(OfCelery):

@@ -1,12 +1,12 @@
 # /// script
 # dependencies = ["celery==5.7.0", "pymongo==4.18.3"]
 # ///
-"""Celery with kombu's mongodb transport: see `of_celery`."""
+"""Celery with kombu's mongodb transport: see `celeries`."""
 
 from __future__ import annotations
 
+from celeries import OfCelery
 from common import MONGODB, RESULTS
-from of_celery import OfCelery
 from pymongo import MongoClient
 
 

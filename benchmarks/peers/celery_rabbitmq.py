@@ -1,15 +1,15 @@
 # /// script
 # dependencies = ["celery==5.7.0"]
 # ///
-"""Celery on RabbitMQ: see `of_celery`.
+"""Celery on RabbitMQ: see `celeries`.
 
 Its sends are confirmed, as ours are: it ships without that, and then loses what a broker refuses.
 """
 
 from __future__ import annotations
 
+from celeries import OfCelery
 from common import RABBITMQ
-from of_celery import OfCelery
 
 
 class CeleryRabbitMQ(OfCelery):

@@ -1,13 +1,13 @@
 # /// script
 # dependencies = ["celery[redis]==5.7.0"]
 # ///
-"""Celery on Redis: see `of_celery`."""
+"""Celery on Redis: see `celeries`."""
 
 from __future__ import annotations
 
 import redis
+from celeries import OfCelery
 from common import REDIS, RESULTS
-from of_celery import OfCelery
 
 
 class CeleryRedis(OfCelery):

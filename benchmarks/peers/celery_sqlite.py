@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["celery[sqlalchemy]==5.7.0"]
 # ///
-"""Celery on SQLite, through SQLAlchemy, for broker and results: see `of_celery`.
+"""Celery on SQLite, through SQLAlchemy, for broker and results: see `celeries`.
 
 Every commit is synced: there is no other choice, so it is the same in both durabilities. An idle
 worker looks once a second: this transport has no setting for it.
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from celeries import OfCelery
 from common import DIRECTORY, RESULTS
-from of_celery import OfCelery
 
 
 class CelerySQLite(OfCelery):

@@ -56,12 +56,6 @@ class Stats(TransportSuite):
         )
         self.assert_counts(transport, ready=2)
 
-    def maintained(self, transport: Transport, state: str) -> int | None:
-        """The count after upkeep, which idle workers do about once a second."""
-        transport.maintain()
-        number: int | None = getattr(self.stats(transport), state)
-        return number
-
     def test_the_named_queues_are_counted(self, transport: Transport) -> None:
         transport.send([*messages(2, "b"), *messages(1, "a"), *messages(3, "c")])
         found = {each.queue: each.ready for each in transport.stats(["c", "a", "no-such"])}

@@ -177,7 +177,11 @@ class Ordering(TransportSuite):
         lazy = message(priority=0, eta=due)
         transport.send([lazy, message(), urgent])
         assert self.take_one(transport).id not in ids([lazy, urgent])
-        assert self.taken_after(transport, clock, self.span, since).id == urgent.header.id
+        if transport.capabilities.random_access:  # a broker may let them come due one by one
+            self.after(clock, self.span, lambda: self.maintained(transport, "ready") == 2, since)
+            assert self.take_one(transport).id == urgent.header.id
+        else:
+            assert self.taken_after(transport, clock, self.span, since).id == urgent.header.id
         transport.send([middle := message(priority=5)])
         assert ids(self.take(transport, 2)) == ids([middle, lazy])
 

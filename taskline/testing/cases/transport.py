@@ -166,6 +166,12 @@ class TransportSuite(Suite):
             known = getattr(found, state)
             assert known is None or known == counts.get(state, 0), f"{state} in {found}"
 
+    def maintained(self, transport: Transport, state: str) -> int | None:
+        """The count after upkeep, which idle workers do about once a second."""
+        transport.maintain()
+        number: int | None = getattr(self.stats(transport), state)
+        return number
+
     def lose(self, transport: Transport, clock: Clock) -> tuple[Delivery, Delivery]:
         """A message is taken, its lease ends, and another worker takes it.
 

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, chain, chord
-from common import Peer, marks
+from declared import Declared
 
 
-class OfCelery(Peer):
-    """`module` is the one that has the app, in which the worker looks for it; `settings` are
-    Celery's, besides the usual ones."""
+class OfCelery(Declared):
+    """`settings` are Celery's, besides the usual ones."""
 
     lacks = ("bulk",)
 
     def __init__(
         self, module: str, broker: str, backend: str | None = None, **settings: Any
     ) -> None:
-        self.module = module
-        self.app = app = Celery("bench", broker=broker, backend=backend)
+        app = Celery("bench", broker=broker, backend=backend)
         app.conf.update(
             task_acks_late=True,
             task_ignore_result=backend is None,
@@ -31,45 +29,10 @@ class OfCelery(Peer):
             worker_enable_remote_control=False,
             **settings,
         )
-
-        @app.task(name=f"{module}.noop")
-        def noop() -> int:
-            return marks.tick()
-
-        @app.task(name=f"{module}.late")
-        def late(sent: float) -> None:
-            marks.late(sent)
-
-        @app.task(name=f"{module}.echo")
-        def echo(number: int) -> int:
-            return number
-
-        @app.task(name=f"{module}.one")
-        def one() -> int:
-            return 1
-
-        @app.task(name=f"{module}.more")
-        def more(number: int) -> int:
-            return number + 1
-
-        @app.task(name=f"{module}.total")
-        def total(numbers: list[int]) -> int:
-            return sum(numbers)
-
-        self.noop, self.late, self.echo = noop, late, echo
-        self.one, self.more, self.total = one, more, total
+        super().__init__(module, app)
 
     def prepare(self) -> None:
         self.app.connection_for_write().ensure_connection(max_retries=1)
-
-    def send_noop(self) -> object:
-        return self.noop.delay()
-
-    def send_late(self, sent: float) -> object:
-        return self.late.delay(sent)
-
-    def round_trip(self, number: int) -> int:
-        return self.echo.delay(number).get(timeout=60)
 
     def chord(self, count: int) -> int:
         ones = [self.one.s() for _ in range(count)]

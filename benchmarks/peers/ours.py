@@ -6,55 +6,24 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from common import RESULTS, Peer, marks
+from common import RESULTS, marks
+from declared import Declared
 
 from taskline import Taskline
 
 
-class Ours(Peer):
-    """`module` is the one that has the app, in which the worker looks for it."""
+def due(eta: float) -> None:
+    marks.due(eta)
 
+
+class Ours(Declared):
     def __init__(self, module: str, broker: str, *, keeps_results: bool = True) -> None:
         backend = broker if RESULTS and keeps_results else None
-        self.module = module
-        self.app = app = Taskline("bench", broker=broker, backend=backend)
-
-        @app.task(name=f"{module}.noop")
-        def noop() -> int:
-            return marks.tick()
-
-        @app.task(name=f"{module}.late")
-        def late(sent: float) -> None:
-            marks.late(sent)
-
-        @app.task(name=f"{module}.due")
-        def due(eta: float) -> None:
-            marks.due(eta)
-
-        @app.task(name=f"{module}.echo")
-        def echo(number: int) -> int:
-            return number
-
-        @app.task(name=f"{module}.one")
-        def one() -> int:
-            return 1
-
-        @app.task(name=f"{module}.more")
-        def more(number: int) -> int:
-            return number + 1
-
-        @app.task(name=f"{module}.total")
-        def total(numbers: list[int]) -> int:
-            return sum(numbers)
-
-        self.noop, self.late, self.due, self.echo = noop, late, due, echo
-        self.one, self.more, self.total = one, more, total
+        super().__init__(module, Taskline("bench", broker=broker, backend=backend))
+        self.due = self.declare(due)
 
     def prepare(self) -> None:
         self.app.transport.ping()
-
-    def send_noop(self) -> object:
-        return self.noop.delay()
 
     def send_many(self, count: int) -> None:
         noop = self.noop
@@ -62,16 +31,10 @@ class Ours(Peer):
             for _ in range(count):
                 noop.delay()
 
-    def send_late(self, sent: float) -> object:
-        return self.late.delay(sent)
-
     def send_delayed(self, etas: Iterable[float]) -> None:
         with self.app.batch():
             for eta in etas:
                 self.due.apply_async((eta,), eta=eta)
-
-    def round_trip(self, number: int) -> int:
-        return self.echo.delay(number).get(timeout=60)
 
     def chord(self, count: int) -> int:
         from taskline.workflows import chord
